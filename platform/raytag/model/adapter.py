@@ -1,0 +1,205 @@
+"""An adapter on disk: peft's own files, a tokenizer, and a card that says what it is.
+
+Knows the folder's layout and how to turn it back into a model with its head. Does not know
+whose the adapter is or which version: that stands in the registry's record.
+
+    adapter_config.json, adapter_model.safetensors   as peft writes them
+    config.json                                      of the base, as the head needs it
+    tokenizer.json, tokenizer_config.json            as transformers writes them
+    card.json                                        the AdapterCard
+    README.md                                        the model card for people
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from raytag.errors import ModelError
+from raytag.model.base import (
+    Base,
+    LoadIn,
+    find_base,
+    head_config,
+    load_model,
+    load_tokenizer,
+)
+from raytag.model.heads import Head, HeadName
+from raytag.model.heads.generate import GenerateHead
+from raytag.model.heads.tag import TagHead, tag_names
+from raytag.text.prompt import INSTRUCTION, ask
+
+CARD = "card.json"
+CARD_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterCard:
+    """What an adapter is. ``window`` is in characters, from its training texts."""
+
+    head: HeadName
+    labels: tuple[str, ...]
+    base: str
+    revision: str | None
+    base_fingerprint: str
+    load_in: LoadIn
+    window: int
+    instruction: str = INSTRUCTION
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    format: int = CARD_FORMAT
+
+    @classmethod
+    def read(cls, folder: Path) -> "AdapterCard":
+        """Raises ModelError where the folder is no adapter, or of another format."""
+        try:
+            content = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        except FileNotFoundError as exc:
+            raise ModelError(f"{folder} is no adapter: it holds no {CARD}") from exc
+        except (OSError, ValueError) as exc:
+            raise ModelError(f"{folder / CARD} cannot be read: {exc}") from exc
+        if content.get("format") != CARD_FORMAT:
+            raise ModelError(
+                f"{folder / CARD} has format {content.get('format')}; this version reads "
+                f"{CARD_FORMAT}"
+            )
+        try:
+            return cls(**{**content, "labels": tuple(content["labels"])})
+        except (KeyError, TypeError) as exc:
+            raise ModelError(f"{folder / CARD} is not a card: {exc}") from exc
+
+
+def card_json(card: AdapterCard) -> str:
+    """The text of card.json."""
+    return json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedAdapter:
+    """A model ready to be asked, and the head that asks it."""
+
+    model: PeftModel
+    head: Head
+    card: AdapterCard
+
+
+def make_head(
+    name: HeadName,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: tuple[str, ...],
+    instruction: str = INSTRUCTION,
+    context: int | None = None,
+) -> Head:
+    if name == "tag":
+        return TagHead(tokenizer, labels)
+    return GenerateHead(tokenizer, labels, template=instruction, context=context)
+
+
+def context(model: PreTrainedModel) -> int | None:
+    """The most tokens a model can take; None where its config sets no limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else None
+
+
+def output_names(head: HeadName, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the head's output classes; none for a head that writes text."""
+    return tag_names(labels) if head == "tag" else ()
+
+
+def save_adapter(
+    folder: Path,
+    model: PeftModel,
+    state: Mapping[str, Tensor],
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    card: AdapterCard,
+) -> None:
+    """Write an adapter's files, its card last, from its trained tensors, whole, on the CPU.
+
+    ``state`` maps the model's parameter names to values: with the parameters partitioned over
+    workers the model's own are not to be trusted.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = get_peft_model_state_dict(model, state_dict=dict(state))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = model.peft_config["default"]
+    inference = config.inference_mode
+    config.inference_mode = True
+    config.base_model_name_or_path = card.base
+    config.revision = card.revision
+    config.save_pretrained(folder)
+    config.inference_mode = inference
+    head_config(base, card.head, output_names(card.head, card.labels)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / CARD).write_text(card_json(card), encoding="utf-8")
+
+
+def load_adapter(
+    folder: Path,
+    *,
+    base: str | None = None,
+    load_in: LoadIn | None = None,
+    device: torch.device | None = None,
+) -> LoadedAdapter:
+    """The adapter on its base, in evaluation mode.
+
+    ``base`` says where the base is now, if elsewhere than the card says; ``load_in`` overrides
+    the precision it was trained in. Raises ModelError where the base is not the one the adapter
+    was trained on.
+    """
+    card = AdapterCard.read(folder)
+    found = find_base(base or card.base, card.revision)
+    if found.fingerprint() != card.base_fingerprint:
+        raise ModelError(
+            f"{found.name} is not the base {folder} was trained on: the fingerprints of config, "
+            "tokenizer and weights differ; name the right one with --base"
+        )
+    outputs = output_names(card.head, card.labels)
+    model = load_model(found, card.head, outputs, load_in or card.load_in, device)
+    tokenizer = load_tokenizer(folder)
+    adapted = PeftModel.from_pretrained(model, folder)
+    adapted.eval()
+    head = make_head(card.head, tokenizer, card.labels, card.instruction, context(model))
+    return LoadedAdapter(model=adapted, head=head, card=card)
+
+
+def snippet(card: AdapterCard, folder: str) -> str:
+    """Python that loads the adapter with transformers and peft alone and prints its logits."""
+    kind = "AutoModelForTokenClassification" if card.head == "tag" else "AutoModelForCausalLM"
+    if card.head == "tag":
+        text = 'text = "Apple\'s CEO Tim Cook gave a presentation in Seoul."'
+    else:
+        text = "text = " + json.dumps(
+            ask("Apple's CEO Tim Cook gave a presentation in Seoul.", card.instruction, card.labels)
+        )
+    revision = f", revision={card.revision!r}" if card.revision else ""
+    return f"""\
+from peft import PeftModel
+from transformers import AutoConfig, {kind}, AutoTokenizer
+
+adapter = {folder!r}
+# The adapter's own config carries what the head needs of the base.
+config = AutoConfig.from_pretrained(adapter)
+base = {kind}.from_pretrained(
+    {card.base!r}{revision}, config=config, dtype="float32"
+)
+model = PeftModel.from_pretrained(base, adapter).eval()
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+{text}
+logits = model(**tokenizer(text, return_tensors="pt")).logits
+print(logits)
+"""

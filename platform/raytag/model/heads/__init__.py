@@ -1,0 +1,75 @@
+"""How a model is asked for entities, and how it is trained to answer.
+
+A head turns an example into token ids with targets, a batch into a loss, and texts into
+entities. It knows tokens and words; it does not load models, window long texts or choose
+batches, and it never sees more than one batch at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from raytag.text.spans import Entity, Example
+
+HeadName = Literal["tag", "generate"]
+
+IGNORED = -100
+"""The target of a token that takes no part in the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example as token ids, with the target of every position (``IGNORED`` for none).
+
+    ``targets[i]`` is what the model should say at position i: a label for ``tag``, the next
+    token for ``generate``. ``lost`` counts the gold entities the head has no way to express.
+    """
+
+    input_ids: list[int]
+    targets: list[int]
+    lost: int = 0
+
+    @property
+    def labelled(self) -> int:
+        """How many positions take part in the loss."""
+        return sum(target != IGNORED for target in self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Encoded examples as tensors of shape (examples, longest), int64, padded."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(t.to(device) for t in (self.input_ids, self.attention_mask, self.targets)))
+
+
+class Head(Protocol):
+    """What training, tagging and scoring ask of a head."""
+
+    name: HeadName
+    labels: tuple[str, ...]
+
+    def encode(self, example: Example) -> Encoded:
+        """Token ids and targets. Never truncates."""
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """Pad to the longest row, on the side this head needs."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy in fp32, summed (not averaged) over the labelled positions."""
+
+    def length(self, text: str) -> int:
+        """How many tokens one forward pass over this text takes, the prompt included."""
+
+    def extract(self, model: nn.Module, texts: Sequence[str]) -> list[list[Entity]]:
+        """Entities of each text, sorted, with scores; the texts are one batch.
+
+        Offsets lie on word boundaries of the text as given, labels in ``labels``.
+        """

@@ -1,0 +1,189 @@
+"""The ``tag`` head: one forward pass, a BIO label for every word.
+
+Knows tokens, words and label sequences. A word's label stands at its first token, as is usual
+for token classification; words that share a token are taken as one, so that no entity can
+begin or end inside a token. Decoding considers valid label sequences only (no I without its
+B), the most probable of them: independent word probabilities under BIO's transition rules
+(Viterbi 1967).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from raytag.model.heads import IGNORED, Batch, Encoded, HeadName
+from raytag.text.spans import Entity, Example
+from raytag.text.words import words
+
+OUTSIDE = 0
+
+
+def tag_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """The output layer's classes: O, then B and I of every label."""
+    return ("O", *(f"{prefix}-{label}" for label in labels for prefix in "BI"))
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A stretch of text that gets one label: characters, and the token that stands for it."""
+
+    start: int
+    end: int
+    token: int | None
+    """None where the tokenizer made nothing of these characters; they take part in no loss."""
+
+
+@dataclass(frozen=True)
+class TagHead:
+    """Token classification over BIO labels, on an encoder or a bidirectional decoder."""
+
+    tokenizer: PreTrainedTokenizerBase
+    labels: tuple[str, ...]
+    name: HeadName = field(default="tag", init=False)
+
+    def encode(self, example: Example) -> Encoded:
+        """Targets at the first token of each word.
+
+        An entity that cuts a word is widened to it and counted as lost, as is one that overlaps
+        an earlier one or covers no word.
+        """
+        input_ids, units = self._units(example.text)
+        tags = [OUTSIDE] * len(units)
+        lost = 0
+        for entity in example.entities:
+            covered = [
+                i for i, u in enumerate(units) if u.start < entity.end and entity.start < u.end
+            ]
+            if not covered or any(tags[i] != OUTSIDE for i in covered):
+                lost += 1
+                continue
+            exact = (units[covered[0]].start, units[covered[-1]].end)
+            lost += exact != (entity.start, entity.end)
+            begin = 1 + 2 * self.labels.index(entity.label)
+            for i in covered:
+                tags[i] = begin + (i != covered[0])
+        targets = [IGNORED] * len(input_ids)
+        for unit, tag in zip(units, tags, strict=True):
+            if unit.token is not None:
+                targets[unit.token] = tag
+        return Encoded(input_ids, targets, lost)
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """Padded on the right."""
+        longest = max(len(row.input_ids) for row in rows)
+        shape = (len(rows), longest)
+        ids = torch.full(shape, self.tokenizer.pad_token_id)
+        mask = torch.zeros(shape, dtype=torch.int64)
+        targets = torch.full(shape, IGNORED)
+        for i, row in enumerate(rows):
+            n = len(row.input_ids)
+            ids[i, :n] = torch.tensor(row.input_ids)
+            mask[i, :n] = 1
+            targets[i, :n] = torch.tensor(row.targets)
+        return Batch(ids, mask, targets)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        return nn.functional.cross_entropy(
+            logits.float().flatten(0, 1),
+            batch.targets.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+
+    def length(self, text: str) -> int:
+        return len(self.tokenizer(text)["input_ids"])
+
+    @torch.inference_mode()
+    def extract(self, model: nn.Module, texts: Sequence[str]) -> list[list[Entity]]:
+        """The most probable valid labelling of each text.
+
+        An entity's score is the product of its words' label probabilities.
+        """
+        rows = [self._units(text) for text in texts]
+        batch = self.collate([Encoded(ids, [IGNORED] * len(ids)) for ids, _ in rows])
+        batch = batch.to(next(model.parameters()).device)
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        probabilities = logits.float().log_softmax(-1).cpu().numpy()
+        return [
+            self._decode(units, log_p)
+            for (_, units), log_p in zip(rows, probabilities, strict=True)
+        ]
+
+    def _decode(self, units: list[Unit], log_p: NDArray[np.float32]) -> list[Entity]:
+        if not units:
+            return []
+        # A unit without a token says nothing for or against any label.
+        rows = [log_p[u.token] if u.token is not None else np.zeros_like(log_p[0]) for u in units]
+        scores = np.stack(rows)
+        tags = best_tags(scores)
+        entities: list[Entity] = []
+        i = 0
+        while i < len(units):
+            if tags[i] == OUTSIDE:
+                i += 1
+                continue
+            first, label = i, self.labels[(tags[i] - 1) // 2]
+            i += 1
+            while i < len(units) and tags[i] == tags[first] + 1:
+                i += 1
+            score = float(np.exp(sum(scores[j, tags[j]] for j in range(first, i))))
+            entities.append(Entity(units[first].start, units[i - 1].end, label, score))
+        return entities
+
+    def _units(self, text: str) -> tuple[list[int], list[Unit]]:
+        """Token ids of the text, and its words with their first tokens."""
+        coded = self.tokenizer(text, return_offsets_mapping=True)
+        spans = words(text)
+        tokens = [(i, a, b) for i, (a, b) in enumerate(coded["offset_mapping"]) if a < b]
+        units: list[Unit] = []
+        at = 0
+        for start, end in spans:
+            while at < len(tokens) and tokens[at][2] <= start:
+                at += 1
+            found = at < len(tokens) and tokens[at][1] < end
+            if found and units and tokens[at][1] < units[-1].end:
+                units[-1] = Unit(units[-1].start, end, units[-1].token)
+                continue
+            token = tokens[at][0] if found else None
+            units.append(Unit(start, end, token))
+        return list(coded["input_ids"]), units
+
+
+def best_tags(log_p: NDArray[np.float32]) -> list[int]:
+    """The most probable valid tag sequence for scores of shape (words, 1 + 2 labels).
+
+    I may follow only B or I of its own label.
+    """
+    greedy = log_p.argmax(-1)
+    inside = (greedy > 0) & (greedy % 2 == 0)
+    before = np.concatenate(([OUTSIDE], greedy[:-1]))
+    if not np.any(inside & (before != greedy) & (before != greedy - 1)):
+        # Where the best tags happen to be valid they are the best valid ones.
+        best: list[int] = greedy.tolist()
+        return best
+    return _viterbi(log_p)
+
+
+def _viterbi(log_p: NDArray[np.float32]) -> list[int]:
+    length, tags = log_p.shape
+    is_inside = np.arange(tags) % 2 == 0
+    is_inside[OUTSIDE] = False
+    best = np.where(is_inside, -np.inf, log_p[0])
+    back = np.zeros((length, tags), dtype=np.int64)
+    begins = np.arange(tags) - 1
+    for i in range(1, length):
+        # O and B may follow anything; I follows the better of its own B and I.
+        back[i] = best.argmax()
+        stays = best >= best[begins]
+        back[i, is_inside] = np.where(stays, np.arange(tags), begins)[is_inside]
+        best = best[back[i]] + log_p[i]
+    path = [int(best.argmax())]
+    for i in range(length - 1, 0, -1):
+        path.append(int(back[i, path[-1]]))
+    return path[::-1]

@@ -1,0 +1,165 @@
+"""LoRA on a base model, and the LoRA+ rates of its parameter groups.
+
+Knows which layers get an adapter and which parameter moves at which rate. Builds no optimizer
+state and runs no step.
+
+LoRA: Hu et al. 2021 (arXiv 2106.09685). LoRA+: Hayou, Ghosh and Yu 2024 (arXiv 2402.12354),
+section 4: B's rate is a multiple of A's. The tagging head is neither A nor B: it has a rate
+of its own, so that LoRA and LoRA+ can be compared with the head held equal.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from raytag.errors import ModelError, SettingsError
+from raytag.model.heads import HeadName
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Shape of the adapter."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ()
+    """Module names to adapt; none given means every linear layer of attention and MLP."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise SettingsError(f"rank must be at least 1, not {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise SettingsError(f"dropout must be in [0, 1), not {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraPlusSettings:
+    """Learning rates and decay. ``ratio=1`` is plain LoRA."""
+
+    lr: float = 1e-4
+    """Rate of A."""
+    ratio: float = 16.0
+    """B's rate divided by A's (LoRA+ section 4.2; the LLM-NER recipe takes 16)."""
+    embedding_lr: float = 1e-6
+    """Rate of both factors of an adapted embedding (the LoRA+ authors' code)."""
+    head_lr: float = 1e-3
+    """Rate of the tagging head's own layer."""
+    weight_decay: float = 0.0
+    """Decoupled decay of matrices; vectors never decay."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "ratio", "embedding_lr", "head_lr"):
+            if getattr(self, name) <= 0:
+                raise SettingsError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.weight_decay < 0:
+            raise SettingsError(f"weight_decay must not be negative, got {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a rate and a decay. Never empty."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    parameters: tuple[nn.Parameter, ...]
+
+    def to_optimizer(self) -> dict[str, Any]:
+        """The group as torch's optimizers and DeepSpeed take it."""
+        return {
+            "name": self.name,
+            "params": list(self.parameters),
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+        }
+
+
+def add_adapter(model: PreTrainedModel, head: HeadName, settings: LoraSettings) -> PeftModel:
+    """The model with a fresh adapter; only the adapter (and a tagging head) can be trained.
+
+    A's weights come from torch's default generator: seed it first. Raises ModelError where a
+    named target is not in the model.
+    """
+    targets = settings.targets or linear_targets(model)
+    config = LoraConfig(
+        task_type=TaskType.TOKEN_CLS if head == "tag" else TaskType.CAUSAL_LM,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(targets),
+    )
+    try:
+        adapted: PeftModel = get_peft_model(model, config)
+    except ValueError as exc:
+        raise ModelError(f"LoRA targets {', '.join(targets)}: {exc}") from exc
+    return adapted
+
+
+def linear_targets(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names (last path segments) of the linear layers inside the model's repeated blocks.
+
+    peft's own ``all-linear`` raises for a tagging head on a decoder, and would adapt an
+    encoder's pooler, which nothing here uses.
+    """
+    names = {
+        path.rpartition(".")[2]
+        for path, module in model.base_model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and any(p.isdigit() for p in path.split("."))
+    }
+    if not names:
+        raise ModelError(f"{type(model).__name__} has no linear layers to adapt; name --targets")
+    return tuple(sorted(names))
+
+
+def parameter_groups(model: nn.Module, settings: LoraPlusSettings) -> list[ParameterGroup]:
+    """Every trainable parameter in exactly one group, in the order the model names them.
+
+    Raises ModelError for a trainable parameter that is of no known kind, rather than give it
+    a rate by accident.
+    """
+    rates = {
+        "A": settings.lr,
+        "B": settings.lr * settings.ratio,
+        "embedding": settings.embedding_lr,
+        "head": settings.head_lr,
+    }
+    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # ZeRO-3 leaves an empty local tensor and keeps the true shape aside.
+            decays = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+            members.setdefault((parameter_kind(name), decays), []).append(parameter)
+    return [
+        ParameterGroup(
+            name=kind if decays else f"{kind}, no decay",
+            lr=rates[kind],
+            weight_decay=settings.weight_decay if decays else 0.0,
+            parameters=tuple(parameters),
+        )
+        for (kind, decays), parameters in members.items()
+    ]
+
+
+def parameter_kind(name: str) -> str:
+    """``A``, ``B``, ``embedding`` or ``head``, by peft's naming."""
+    parts = name.split(".")
+    if "lora_embedding_A" in parts or "lora_embedding_B" in parts:
+        return "embedding"
+    if "lora_A" in parts:
+        return "A"
+    if "lora_B" in parts:
+        return "B"
+    if "modules_to_save" in parts:
+        return "head"
+    raise ModelError(f"trainable parameter {name} is neither LoRA nor a tagging head")
+
+
+def make_optimizer(groups: list[ParameterGroup]) -> torch.optim.AdamW:
+    """AdamW over the groups, betas 0.9 and 0.999, as the recipe has it."""
+    return torch.optim.AdamW([group.to_optimizer() for group in groups])

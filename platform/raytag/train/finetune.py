@@ -1,0 +1,317 @@
+"""One fine-tuning job from the driver's side: data in, workers through, adapter and report out.
+
+Knows the order of things and the layout of the output; training itself is the workers'.
+
+    OUTPUT/run.json          whose output this is: the fingerprint of settings and data
+          /data/             the splits as they were used, and rows that were set aside
+          /checkpoints/      of training, until the job is done
+          /predictions/      entities found in dev, test and joined test documents
+          /tensorboard/      event files
+          /adapter/          the result
+          /report/           report.html for people, report.json for programs
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from raytag import storage
+from raytag.errors import RaytagError, ResourceError, SettingsError
+from raytag.model.adapter import output_names
+from raytag.model.base import Base, find_base, head_config, resolve_load_in
+from raytag.report.content import from_json
+from raytag.report.terminal import TrainingProgress
+from raytag.train.data import TrainingData, gather, settings_fingerprint
+from raytag.train.memory import GIB, MemoryNeed, memory_need
+from raytag.train.publish import Published, publish
+from raytag.train.settings import FinetuneSettings
+from raytag.train.worker import Outcome, TrainJob, train_worker
+
+
+def finetune(settings: FinetuneSettings) -> Published | None:
+    """Run the job on the Ray cluster at hand; None where there was nothing left to do.
+
+    Raises RaytagError, with one line for the user, for whatever they can mend.
+    """
+    started = time.time()
+    base = find_base(settings.base, settings.revision)
+    head_config(base, settings.head, ())
+    data = gather(settings)
+    for note in data.notes:
+        print(note)
+    run = settings_fingerprint(asdict(settings), data.fingerprint())
+    if not settings.dry_run and not _claim(settings, run):
+        return None
+    connect()
+    device, zero, need = _preflight(settings, base, data)
+    print(_plan_line(settings, device, zero))
+    for line in need.lines():
+        print(f"  {line}")
+    if settings.dry_run:
+        return None
+    data.write(storage.join(settings.output, "data"))
+    job = TrainJob(
+        settings=settings,
+        base=base,
+        zero=zero,
+        labels=data.labels,
+        train=data.train,
+        dev=data.dev,
+        test=data.test,
+        window=data.window,
+        run=run,
+    )
+    driver = {"read data and connect": time.time() - started}
+    outcome = _train(job, device)
+    published = publish(settings, data, outcome, driver)
+    storage.remove_folder(job.checkpoints)
+    return published
+
+
+def connect() -> None:
+    """Join the cluster this process was submitted to, or the one the environment names."""
+    if ray.is_initialized():
+        return
+    source = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+    try:
+        # Workers must find this very package, wherever the working directory was unpacked.
+        ray.init(
+            address="auto",
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except ConnectionError as exc:
+        raise ResourceError(
+            "no Ray cluster to run on: submit this job with `ray job submit`, or run it with "
+            "`python -m raytag.local -- python jobs/finetune.py …`"
+        ) from exc
+
+
+def _claim(settings: FinetuneSettings, run: str) -> bool:
+    """Make the output this run's own. False where this very run has already finished there.
+
+    Raises SettingsError where it holds another run, naming what differs.
+    """
+    record = storage.join(settings.output, "run.json")
+    done = storage.join(settings.output, "report", "report.json")
+    mine = {"run": run, "settings": asdict(settings)}
+    if settings.overwrite and storage.exists(record):
+        for part in ("adapter", "report", "checkpoints", "predictions", "data", "tensorboard"):
+            storage.remove_folder(storage.join(settings.output, part))
+    elif storage.exists(record):
+        theirs = json.loads(storage.read_bytes(record))
+        if theirs["run"] != run:
+            raise SettingsError(
+                f"{settings.output} holds another run ({_difference(theirs['settings'], mine)}); "
+                "give another --output, or --overwrite true"
+            )
+        if storage.exists(done):
+            report = from_json(storage.read_bytes(done).decode())
+            print(f"{settings.output} is finished already: {report.summary}")
+            return False
+        print(f"going on with the run in {settings.output}")
+    storage.write_bytes(record, json.dumps(mine, indent=2).encode())
+    return True
+
+
+def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    ours = json.loads(json.dumps(mine["settings"]))
+    keys = [key for key in ours if ours[key] != theirs.get(key) and key != "overwrite"]
+    return ", ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in keys) or (
+        "the same settings on other data"
+    )
+
+
+def _preflight(
+    settings: FinetuneSettings, base: Base, data: TrainingData
+) -> tuple[str, int, MemoryNeed]:
+    """(device, ZeRO stage, memory each worker needs).
+
+    Raises ResourceError where the cluster has too few workers' worth or too little memory.
+    """
+    cluster = ray.cluster_resources()
+    device = settings.device
+    if device == "auto":
+        device = "gpu" if cluster.get("GPU", 0) >= 1 else "cpu"
+    fewest, most = settings.worker_range
+    there = int(cluster.get("GPU" if device == "gpu" else "CPU", 0))
+    if there < fewest and not settings.wait_for_nodes:
+        raise ResourceError(
+            f"{fewest} workers asked for, and the cluster has {there} {device.upper()}s; ask for "
+            "fewer with --workers, or let an autoscaler bring them with --wait_for_nodes true"
+        )
+    load_in = settings.load_in
+    if load_in == "auto":
+        load_in = "bf16" if device == "gpu" else "fp32"
+    config = head_config(base, settings.head, output_names(settings.head, data.labels))
+    stages = [int(settings.zero)] if settings.zero != "auto" else _stages(fewest, load_in)
+    available = _memory_there(device, most)
+    for zero in stages:
+        need = memory_need(
+            config,
+            load_in=load_in,
+            lora=settings.lora,
+            zero=zero,
+            workers=fewest,
+            offload=settings.offload,
+            batch_tokens=settings.batch_tokens,
+            # A token is a character at least, but for scripts that take bytes.
+            longest=data.window,
+            gradient_checkpointing=settings.gradient_checkpointing,
+            logits=config.get_text_config().vocab_size if settings.head == "generate" else 0,
+        )
+        if available is None or need.total <= available:
+            return device, zero, need
+    raise ResourceError(
+        f"each worker needs about {need.total / GIB:.1f} GiB and has {available / GIB:.1f} GiB: "
+        "lower --batch_tokens, set --gradient_checkpointing true, load the base in 8bit or 4bit, "
+        "or use more --workers with --zero 3"
+    )
+
+
+def _stages(workers: int, load_in: str) -> list[int]:
+    """ZeRO stages to try in turn: the cheapest first, partitioning the base last."""
+    first = 0 if workers == 1 and load_in == "fp32" else 2
+    return [first, 3] if workers > 1 and load_in not in ("8bit", "4bit") else [first]
+
+
+def _memory_there(device: str, workers: int) -> float | None:
+    """Bytes one worker can have; None where no such node is up yet to ask."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if device == "gpu":
+        if not any(node.get("GPU", 0) >= 1 for node in nodes):
+            return None
+        return float(ray.get(ray.remote(num_gpus=1)(_gpu_memory).remote()))
+    largest = max(node.get("memory", 0.0) for node in nodes)
+    return float(largest / max(1, -(-workers // len(nodes))))
+
+
+def _gpu_memory() -> int:
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory
+
+
+def _plan_line(settings: FinetuneSettings, device: str, zero: int) -> str:
+    low, high = settings.worker_range
+    workers = str(low) if low == high else f"{low} to {high}"
+    return f"plan: {workers} {device.upper()} worker(s), ZeRO-{zero}, {settings.head} head; needs"
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Carries what the first worker has to say to the driver, in order."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[str, Any]] = []
+
+    def put(self, kind: str, content: Any) -> None:
+        self._messages.append((kind, content))
+
+    def take(self) -> list[tuple[str, Any]]:
+        messages, self._messages = self._messages, []
+        return messages
+
+
+class _Listener(threading.Thread):
+    """Follows the mailbox: progress on the terminal, TensorBoard and MLflow; keeps the outcome."""
+
+    def __init__(self, mailbox: "ActorHandle[Any]", settings: FinetuneSettings) -> None:
+        super().__init__(daemon=True)
+        self._mailbox = mailbox
+        self._settings = settings
+        self._done = threading.Event()
+        self.outcome: Outcome | None = None
+        self.refusal: RaytagError | None = None
+
+    def run(self) -> None:
+        from tensorboardX import SummaryWriter
+
+        with tempfile.TemporaryDirectory() as events, TrainingProgress() as progress:
+            writer = SummaryWriter(events)
+            while True:
+                last = self._done.is_set()
+                for kind, content in ray.get(self._mailbox.take.remote()):
+                    if kind == "outcome":
+                        self.outcome = content
+                    elif kind == "refusal":
+                        self.refusal = content
+                    else:
+                        self._show(progress, content)
+                        _write_events(writer, content)
+                if last:
+                    break
+                self._done.wait(0.3)
+            writer.close()
+            storage.upload_folder(events, storage.join(self._settings.output, "tensorboard"))
+
+    def finish(self) -> None:
+        """Take what is left, and end."""
+        self._done.set()
+        self.join()
+
+    def _show(self, progress: TrainingProgress, record: Mapping[str, Any]) -> None:
+        step, total = record["step"], record["total_steps"]
+        left = record["seconds"] / step * (total - step)
+        progress.update(step, total, record["loss"], record.get("dev_f1"), left)
+
+
+def _write_events(writer: Any, record: Mapping[str, Any]) -> None:
+    step = record["step"]
+    writer.add_scalar("train/loss", record["loss"], step)
+    if record["gradient_norm"] is not None:
+        writer.add_scalar("train/gradient_norm", record["gradient_norm"], step)
+    for name, rate in record["rates"].items():
+        writer.add_scalar(f"rate/{name}", rate, step)
+    if "dev_f1" in record:
+        writer.add_scalar("dev/f1", record["dev_f1"], step)
+
+
+def _train(job: TrainJob, device: str) -> Outcome:
+    """Run the worker group to its end. A worker's own RaytagError comes out as it was."""
+    settings = job.settings
+    mailbox = Mailbox.remote()
+    listener = _Listener(mailbox, settings)
+    listener.start()
+    low, high = settings.worker_range
+    cpus = ray.cluster_resources().get("CPU", 1.0)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"job": ray.put(job), "mailbox": mailbox, "started": time.time()},
+            scaling_config=ScalingConfig(
+                num_workers=low if low == high else (low, high),
+                use_gpu=device == "gpu",
+                resources_per_worker=(
+                    {"GPU": 1} if device == "gpu" else {"CPU": max(1, int(cpus // high))}
+                ),
+            ),
+            run_config=RunConfig(
+                name="raytag",
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=settings.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        finally:
+            listener.finish()
+    if listener.refusal is not None:
+        raise listener.refusal
+    if listener.outcome is None:
+        raise RuntimeError("training ended without an outcome")
+    return listener.outcome

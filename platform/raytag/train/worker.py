@@ -1,0 +1,379 @@
+"""What one training worker does: load, train, evaluate, checkpoint, and score at the end.
+
+Runs inside a Ray Train worker group, once per attempt, the same code on every worker. Knows the
+order of things; examples come from the driver, steps are the plan's, state is the engine's. A
+new attempt goes on from the newest complete checkpoint in storage, whatever was reported.
+"""
+
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.actor import ActorHandle
+from torch import Tensor, nn
+
+from raytag import storage
+from raytag.errors import RaytagError
+from raytag.model.adapter import AdapterCard, context, make_head, output_names, save_adapter
+from raytag.model.base import Base, find_base, load_model, load_tokenizer, resolve_load_in
+from raytag.model.heads import Encoded, Head
+from raytag.model.lora import add_adapter, parameter_groups
+from raytag.model.tagger import Tagger
+from raytag.text.score import join_examples, score
+from raytag.text.spans import Entity, Example
+from raytag.train.checkpoint import Checkpoint, Progress, newest_checkpoint, save_checkpoint
+from raytag.train.engine import Engine, EngineSettings
+from raytag.train.plan import Plan, rate_at
+from raytag.train.settings import FinetuneSettings
+
+JOINED = 4
+"""Sentences per document where the data does not say which belong together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Everything a worker needs, sent by the driver."""
+
+    settings: FinetuneSettings
+    base: Base
+    """As the driver found it; a node that has it elsewhere, or not yet, finds it by name."""
+    zero: int
+    """The stage, decided."""
+    labels: tuple[str, ...]
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    test: Sequence[Example]
+    window: int
+    run: str
+    """Fingerprint of data and settings: whose checkpoints these are."""
+
+    @property
+    def checkpoints(self) -> str:
+        return storage.join(self.settings.output, "checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What training came to, from the first worker to the driver."""
+
+    adapter: Mapping[str, bytes]
+    """The adapter's files by name, without card and README."""
+    card: AdapterCard
+    predictions: Mapping[str, Sequence[Sequence[Entity]]]
+    """By split: dev, test, test_documents, and untrained where it was asked for."""
+    lost: Mapping[str, int]
+    """Gold entities the head cannot express, by split."""
+    progress: Progress
+    seconds: Mapping[str, float]
+    peak_memory_bytes: int
+    device: str
+    workers: int
+    zero: int
+
+
+def train_worker(config: Mapping[str, Any]) -> None:
+    """Ray Train's entry: ``config`` holds a reference to the job, and the mailbox.
+
+    A mistake of the user's is sent, not raised: Ray would try again what cannot work.
+    """
+    job: TrainJob = ray.get(config["job"])
+    mailbox: ActorHandle[Any] = config["mailbox"]
+    started: float = config["started"]
+    try:
+        Worker(job, mailbox if dist.get_rank() == 0 else None, started).run()
+    except RaytagError as exc:
+        ray.get(mailbox.put.remote("refusal", exc))
+
+
+class Worker:
+    """One attempt of one worker."""
+
+    def __init__(self, job: TrainJob, mailbox: "ActorHandle[Any] | None", started: float) -> None:
+        self._job = job
+        self._settings = job.settings
+        self._mailbox = mailbox
+        self._clock = Phases(started)
+        self._rank, self._workers = dist.get_rank(), dist.get_world_size()
+        self._first = self._rank == 0
+
+    def run(self) -> None:
+        self._clock.phase("start workers")
+        self._load()
+        self._clock.phase("score untrained")
+        untrained = self._predict(self._job.test) if self._settings.score_untrained else None
+        self._clock.phase("prepare")
+        self._build()
+        self._clock.phase("train")
+        self._train()
+        self._clock.phase("score")
+        self._finish(untrained)
+
+    def _load(self) -> None:
+        self._clock.phase("load base")
+        settings = self._settings
+        base = self._job.base
+        self._base = base if base.path.is_dir() else find_base(base.name, base.revision)
+        self._device = _device()
+        torch.manual_seed(settings.seed)
+        model = load_model(
+            self._base,
+            settings.head,
+            output_names(settings.head, self._job.labels),
+            settings.load_in,
+            self._device,
+        )
+        self._limit = context(model) or 1 << 20
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        self._model = add_adapter(model, settings.head, settings.lora)
+        if settings.dropout == 0:
+            # "No dropout" means none, the base's own included.
+            for module in self._model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        self._tokenizer = load_tokenizer(self._base.path)
+        self._head: Head = make_head(
+            settings.head,
+            self._tokenizer,
+            self._job.labels,
+            settings.instruction,
+            context(model),
+        )
+        self._asked: nn.Module = self._model
+
+    def _build(self) -> None:
+        """Encode the examples, and put the engine around the model, where it left off."""
+        settings = self._settings
+        self._rows: list[Encoded] = [self._head.encode(example) for example in self._job.train]
+        self._plan = Plan(
+            lengths=[len(row.input_ids) for row in self._rows],
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            seed=settings.seed,
+        )
+        saved = newest_checkpoint(self._job.checkpoints, self._job.run)
+        self._progress = saved.progress if saved else Progress()
+        self._engine = Engine(
+            self._model,
+            parameter_groups(self._model, settings.lora_plus),
+            EngineSettings(
+                zero=self._job.zero,  # type: ignore[arg-type]
+                offload=settings.offload,
+                bf16=resolve_load_in(settings.load_in) != "fp32",
+                clip=settings.clip,
+            ),
+            saved.state.weights if saved else None,
+        )
+        self._asked = self._engine.model
+        if saved:
+            self._engine.restore(saved.state, self._losses(self._progress.step - 1)[0])
+            self._best: Mapping[str, Tensor] = saved.best
+        else:
+            self._best = {}
+
+    def _train(self) -> None:
+        settings, plan, progress = self._settings, self._plan, self._progress
+        before = progress.seconds
+        begun = time.monotonic()
+        while progress.step < plan.total_steps and not progress.stopped_early:
+            step = progress.step
+            # Dropout depends on seed, step and worker only, so there is no random state to save.
+            torch.manual_seed(hash((settings.seed, step, self._rank)) % 2**63)
+            self._asked.train()
+            scale = rate_at(step, plan.total_steps, settings.warmup, settings.schedule)
+            loss, norm = self._engine.step(self._losses(step), scale)
+            summed = torch.tensor(loss, dtype=torch.float64, device=self._device)
+            dist.all_reduce(summed)
+            progress.step += 1
+            progress.seconds = before + time.monotonic() - begun
+            record = {
+                "step": progress.step,
+                "epoch": progress.step / plan.steps_per_epoch,
+                "loss": float(summed),
+                "gradient_norm": norm,
+                "examples": len(plan.batch(step)),
+                "seconds": progress.seconds,
+                "rates": self._engine.rates(),
+            }
+            if self._due(settings.eval_every):
+                record["dev_f1"] = self._evaluate()
+            progress.history.append(record)
+            self._send("step", {**record, "total_steps": plan.total_steps})
+            if self._due(settings.checkpoint_every):
+                self._save()
+
+    def _due(self, every: int) -> bool:
+        every = every or self._plan.steps_per_epoch
+        return self._progress.step % every == 0 or self._progress.step == self._plan.total_steps
+
+    def _losses(self, step: int) -> list[Callable[[nn.Module], Tensor]]:
+        """This worker's micro-batches of a step, as losses that share the step's count."""
+        plan = self._plan
+        count = sum(self._rows[i].labelled for i in plan.batch(step))
+        shares = plan.shares(step, self._workers, self._settings.batch_tokens)[self._rank]
+        return [self._loss_of(micro, max(1, count)) for micro in shares]
+
+    def _loss_of(self, micro: Sequence[int], count: int) -> Callable[[nn.Module], Tensor]:
+        rows = [self._rows[i] for i in micro]
+        if not rows:
+            # A worker without examples still calls the model, for ZeRO's sake, and adds nothing.
+            idle = self._rows[0]
+            rows = [Encoded(idle.input_ids[-2:], idle.targets[-2:])]
+        weight = 1.0 / count if micro else 0.0
+        batch = self._head.collate(rows).to(self._device)
+        return lambda model: self._head.loss(model, batch) * weight
+
+    def _evaluate(self) -> float:
+        """Dev F1 now; remembers the weights if they are the best so far."""
+        progress = self._progress
+        gold = [example.entities for example in self._job.dev]
+        f1 = score(gold, self._predict(self._job.dev)).f1
+        if progress.best_f1 is None or f1 > progress.best_f1:
+            self._best = self._engine.weights()
+            progress.best_f1, progress.best_step, progress.stale = f1, progress.step, 0
+        else:
+            progress.stale += 1
+            patience = self._settings.patience
+            progress.stopped_early = bool(patience) and progress.stale >= patience
+        return f1
+
+    def _save(self) -> None:
+        state = self._engine.state()
+        if self._first:
+            save_checkpoint(
+                self._job.checkpoints,
+                self._job.run,
+                Checkpoint(progress=self._progress, state=state, best=self._best or state.weights),
+            )
+        dist.barrier()
+        ray.train.report({"step": self._progress.step})
+
+    def _predict(self, examples: Sequence[Example]) -> list[list[Entity]]:
+        """Entities of all examples, the same on every worker.
+
+        Workers share the work, but under ZeRO-3, where the model can only be called by all of
+        them at once, each does all of it.
+        """
+        tagger = Tagger(
+            model=self._asked,
+            head=self._head,
+            window=self._job.window,
+            max_tokens=self._limit,
+            batch_tokens=self._settings.batch_tokens,
+            threshold=self._settings.threshold,
+        )
+        texts = [example.text for example in examples]
+        if self._workers == 1 or self._job.zero == 3:
+            return tagger.tag(texts)
+        mine = tagger.tag(texts[self._rank :: self._workers])
+        shares: list[list[list[Entity]] | None] = [None] * self._workers
+        dist.all_gather_object(shares, mine)
+        merged: list[list[Entity]] = [[] for _ in texts]
+        for rank, share in enumerate(shares):
+            merged[rank :: self._workers] = share or []
+        return merged
+
+    def _finish(self, untrained: list[list[Entity]] | None) -> None:
+        weights = self._best or self._engine.weights()
+        self._engine.set_weights(weights)
+        job = self._job
+        predictions = {"dev": self._predict(job.dev), "test": self._predict(job.test)}
+        predictions["test_documents"] = self._predict(join_examples(job.test, JOINED))
+        if untrained is not None:
+            predictions["untrained"] = untrained
+        peak = torch.tensor(_peak_memory(self._device), dtype=torch.float64, device=self._device)
+        dist.all_reduce(peak, dist.ReduceOp.MAX)
+        self._clock.phase("save")
+        if self._first:
+            splits = {"train": job.train, "dev": job.dev, "test": job.test}
+            card = self._card()
+            self._send(
+                "outcome",
+                Outcome(
+                    adapter=self._adapter_files(weights, card),
+                    card=card,
+                    predictions=predictions,
+                    lost={name: self._lost(examples) for name, examples in splits.items()},
+                    progress=self._progress,
+                    seconds=self._clock.seconds(),
+                    peak_memory_bytes=int(peak),
+                    device=_device_name(self._device),
+                    workers=self._workers,
+                    zero=job.zero,
+                ),
+            )
+
+    def _lost(self, examples: Sequence[Example]) -> int:
+        """Gold entities that the head cannot express, those of labels it never saw included."""
+        lost = 0
+        for example in examples:
+            known = tuple(e for e in example.entities if e.label in self._job.labels)
+            lost += len(example.entities) - len(known)
+            lost += self._head.encode(Example(example.id, example.text, known)).lost
+        return lost
+
+    def _card(self) -> AdapterCard:
+        settings = self._settings
+        return AdapterCard(
+            head=settings.head,
+            labels=self._job.labels,
+            base=settings.base,
+            revision=settings.revision,
+            base_fingerprint=self._base.fingerprint(),
+            load_in=resolve_load_in(settings.load_in),
+            window=self._job.window,
+            instruction=settings.instruction,
+        )
+
+    def _adapter_files(self, weights: Mapping[str, Tensor], card: AdapterCard) -> dict[str, bytes]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)
+            save_adapter(path, self._model, weights, self._base, self._tokenizer, card)
+            return {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def _send(self, kind: str, content: Any) -> None:
+        if self._mailbox is not None:
+            ray.get(self._mailbox.put.remote(kind, content))
+
+
+class Phases:
+    """Wall-clock seconds by phase; the first one began when the driver said."""
+
+    def __init__(self, started: float) -> None:
+        self._seconds: dict[str, float] = {}
+        self._name = "schedule workers"
+        self._since = started
+
+    def phase(self, name: str) -> None:
+        now = time.time()
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = name, now
+
+    def seconds(self) -> dict[str, float]:
+        self.phase(self._name)
+        return dict(self._seconds)
+
+
+def _device() -> torch.device:
+    device: torch.device = ray.train.torch.get_device()
+    return device
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+

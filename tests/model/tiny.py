@@ -1,0 +1,128 @@
+"""Tiny causal checkpoints: real architectures and tokenizers, random weights, under 200 kB.
+
+Built in a second, written as safetensors, so tests load them from disk as they would any base.
+The tokenizers come in the two layouts that real causal models have.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+Layout = Literal["byte-level", "sentencepiece"]
+
+CORPUS = (
+    "Extract named entities from the sentence below. Format: [TYPE: entity]",
+    "Sentence: Apple's CEO Tim Cook gave a presentation in Seoul.",
+    "Answer: [ORG: Apple] [PER: Tim Cook] [LOC: Seoul]",
+    "Answer: [PER: Zoë Müller] [LOC: New York] [LOC: Paris]",
+    "Zoë Müller met Tim in New York and then in Paris, where Apple opened a new office.",
+    "The presentation in Seoul was followed by another one in Tokyo (東京) on Monday.",
+)
+
+
+def tokenizer(layout: Layout, vocabulary: int = 400) -> PreTrainedTokenizerFast:
+    """A BPE tokenizer learned from ``CORPUS``.
+
+    "byte-level" is Qwen's layout: bytes as printable characters, composing normaliser, nothing
+    put before a prompt. "sentencepiece" is Llama 2's: "▁" for a space and before everything,
+    byte fallback, ``<s>`` before a prompt.
+    """
+    if layout == "byte-level":
+        return _byte_level(vocabulary)
+    return _sentencepiece(vocabulary)
+
+
+def _byte_level(vocabulary: int) -> PreTrainedTokenizerFast:
+    tok = Tokenizer(models.BPE())
+    tok.normalizer = normalizers.NFC()
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tok.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def _sentencepiece(vocabulary: int) -> PreTrainedTokenizerFast:
+    special = ["<unk>", "<s>", "</s>"]
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    learned = Tokenizer(models.BPE())
+    # Cut at spaces for learning only, or whole sentences would be merged; Llama 2 cuts nothing.
+    learned.pre_tokenizer = pre_tokenizers.Metaspace()
+    room = vocabulary - len(special) - len(fallback)
+    learned.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=room, limit_alphabet=60, show_progress=False)
+    )
+    bpe = json.loads(learned.to_str())["model"]
+    tokens = [*special, *fallback, *sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)]
+    tok = Tokenizer(
+        models.BPE(
+            {token: i for i, token in enumerate(tokens)},
+            [tuple(merge) for merge in bpe["merges"]],
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
+    tok.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tok.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def checkpoint(folder: Path, layout: Layout = "byte-level", seed: int = 0) -> Path:
+    """A model and its tokenizer in ``folder``: Qwen2 for "byte-level", Llama for the other.
+
+    2 layers, hidden 32, 4 heads of which 2 hold keys and values; random weights from ``seed``.
+    """
+    tok = tokenizer(layout)
+    size: dict[str, Any] = {
+        "vocab_size": len(tok),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "bos_token_id": tok.bos_token_id,
+        "eos_token_id": tok.eos_token_id,
+        "pad_token_id": tok.pad_token_id,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if layout == "byte-level":
+            model: PreTrainedModel = Qwen2ForCausalLM(Qwen2Config(**size))
+        else:
+            model = LlamaForCausalLM(LlamaConfig(**size))
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder
