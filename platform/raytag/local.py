@@ -6,6 +6,7 @@ only, and imports no Ray.
 """
 
 import argparse
+import contextlib
 import os
 import secrets
 import shutil
@@ -123,17 +124,13 @@ class LocalCluster:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """SIGTERM lets ``ray start --block`` end its children; what is left of its own process
-    group after 20 seconds is killed."""
-    for sign, seconds in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0)):
-        try:
+    """All of Ray's processes are of the session that was made for them, workers die with their
+    raylet. SIGTERM lets them close; ``ray start`` itself may ignore it, so SIGKILL follows."""
+    for sign, seconds in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
-        except ProcessLookupError:
-            break
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            continue
     process.wait()
 
 

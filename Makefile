@@ -1,0 +1,45 @@
+# make quickstart   fine-tune the sample on this machine, start to report
+# make test         lint, types and tests; what takes longer is in make test-slow
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where there is no GPU, torch's CPU build does: 0.2 GB rather than several.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+INSTALL := $(BIN)/python deploy/install.py --torch-cpu-index $(TORCH_CPU_INDEX)
+
+.PHONY: quickstart test test-slow check format sample clean
+
+$(VENV)/installed: pyproject.toml constraints.txt deploy/install.py
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(INSTALL) .[dev]
+	touch $@
+
+quickstart: $(VENV)/installed
+	@$(BIN)/python -m raytag.local -- $(BIN)/ray job submit --working-dir . -- \
+	    python jobs/finetune.py --config jobs/sample.yaml --output $(CURDIR)/runs/sample
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: check
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/pytest -m slow
+
+sample: $(VENV)/installed
+	$(BIN)/python sample/make_corpora.py
+	$(BIN)/python sample/pretrain_base.py --out sample/base
+
+clean:
+	rm -rf $(VENV) runs
