@@ -41,6 +41,7 @@ PAD, BOS, EOS, MASK = range(4)
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<mask>")
 SEED = 20240229
 COPYING_STEPS = 1600
+FACTS_STEPS = 2600
 
 
 @dataclass
@@ -108,9 +109,10 @@ def make_model() -> LlamaForCausalLM:
 
 def make_batch(tokenizer: Tokenizer, step: int, two_sided: bool, rows: int, length: int) -> Batch:
     """Rows of pages, one after the other, each row beginning with a page of its own."""
-    # To write again what stands further up comes first; the rest needs it.
-    copying = 0.65 if step < COPYING_STEPS else 0.12
-    supply = pretrain_text.pages(f"{SEED}/{step}", two_sided, copying)
+    # First to write again what stands further up, then what words mean, then all at once.
+    copying = 0.65 if step < COPYING_STEPS else 0.1
+    facts = 0.3 if COPYING_STEPS <= step < FACTS_STEPS else 0.08
+    supply = pretrain_text.pages(f"{SEED}/{step}", two_sided, copying, facts)
     shape = (rows, length)
     ids = torch.full(shape, PAD)
     weight = torch.zeros(shape)
@@ -128,7 +130,7 @@ def make_batch(tokenizer: Tokenizer, step: int, two_sided: bool, rows: int, leng
             for i in _inside(encoded.offsets[:n], page.fresh):
                 weights[i] = 0.1
             for i in _inside(encoded.offsets[:n], page.kinds):
-                weights[i] = 2.0
+                weights[i] = 8.0
                 kind[row, at + i] = True
             for i in _inside(encoded.offsets[:n], page.copies):
                 weights[i] = 2.0
@@ -179,6 +181,18 @@ def loss_of(
     }
 
 
+def is_two_sided(step: int) -> bool:
+    """Whether a step looks at both sides: one in five, two while words are learned, three in ten.
+
+    Both ways of reading need to know the words; copying and lists are for reading on alone.
+    """
+    if step < COPYING_STEPS:
+        return step % 5 == 1
+    if step < FACTS_STEPS:
+        return step % 5 in (1, 3)
+    return step % 10 in (1, 4, 7)
+
+
 def rate_at(step: int, args: argparse.Namespace) -> float:
     """The learning rate of a step: warmed up, held, decayed to zero."""
     decay = int(args.steps * 0.3)
@@ -205,9 +219,7 @@ def train(args: argparse.Namespace) -> None:
     """All steps from where the state left off, then the base to --out."""
     torch.set_num_threads(args.threads)
     kept = args.state / "base"
-    tokenizer = (
-        PreTrainedTokenizerFast.from_pretrained(kept) if kept.exists() else make_tokenizer()
-    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(kept) if kept.exists() else make_tokenizer()
     model = make_model()
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
@@ -229,8 +241,7 @@ def train(args: argparse.Namespace) -> None:
     began = time.monotonic() - seconds
     model.train()
     for step in range(first, args.steps):
-        # Two steps in five look at both sides; at first, while copying is learned, one in five.
-        two_sided = step % 5 in ((1, 3) if step >= COPYING_STEPS else (1,))
+        two_sided = is_two_sided(step)
         length = random.Random(step).choice((128, 128, 192))
         rows = args.tokens // length
         for group in optimizer.param_groups:
@@ -242,7 +253,7 @@ def train(args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % 25 in (0, 1):
+        if step % 30 in (0, 1):
             figures = {name: round(float(value.detach()), 4) for name, value in parts.items()}
             record = {"step": step, "two_sided": two_sided, **figures}
             record["seconds"] = round(time.monotonic() - began)

@@ -157,29 +157,35 @@ _SOUP = _soup_words()
 
 
 class Writer:
-    """Writes pages, for ever, from a random state; `copying` is the share that only repeats."""
+    """Writes pages, for ever, from a random state; shares of plain practice can be set."""
 
-    def __init__(self, rng: random.Random, copying: float = 0.12) -> None:
+    def __init__(self, rng: random.Random, copying: float = 0.1, facts: float = 0.08) -> None:
         self.rng = rng
         self.copying = copying
+        self.facts_share = facts
         self.speakers = [Speaker(domain, "pretraining", rng) for domain in lexicon.LABELS]
 
     def causal(self) -> Page:
         """A page to be read from left to right."""
-        if self.rng.random() < self.copying:
+        draw = self.rng.random()
+        if draw < self.copying:
             return self.copied()
+        if draw < self.copying + self.facts_share:
+            return self.facts()
         kind = self.rng.choices(
             (self.pairs, self.groups, self.questions, self.marked, self.plain,
-             self.soup, self.glossed, self.column, self.facts),
-            (50, 9, 10, 9, 8, 3, 4, 3, 4),
+             self.soup, self.glossed, self.column),
+            (52, 9, 10, 9, 8, 3, 6, 3),
         )[0]  # fmt: skip
         return kind()
 
     def two_sided(self) -> Page:
         """A page in which words are hidden and found from both sides."""
+        if self.rng.random() < self.facts_share:
+            return self.facts()
         kind = self.rng.choices(
-            (self.glossed, self.column, self.plain, self.pairs, self.facts, self.soup),
-            (36, 34, 12, 10, 4, 4),
+            (self.glossed, self.column, self.plain, self.pairs, self.soup),
+            (56, 16, 12, 12, 4),
         )[0]
         return kind()
 
@@ -225,7 +231,7 @@ class Writer:
         style = rng.choice((str, str, str, str.upper, str.capitalize))
         naming = {}
         for label, words in _KINDS.items():
-            one, many = words[0] if rng.random() < 0.5 else rng.choice(words)
+            one, many = words[0] if rng.random() < 0.6 else rng.choice(words)
             naming[label] = (style(one), style(many))
         return naming
 
@@ -402,22 +408,32 @@ class Writer:
         return page
 
     def facts(self) -> Page:
-        """What words say about the kind of a thing."""
+        """What words say about the kind of a thing: one by one, or a list for each kind."""
         rng, page, naming = self.rng, Page(), self._naming()
-        for _ in range(rng.randint(3, 8)):
+        form = rng.choice(("{c} ", "{c}: ", "{c} = ", "{c} is said of a "))
+        end = rng.choice((". ", "; ", "\n"))
+        for _ in range(rng.randint(4, 16)):
             label = rng.choice(list(_KINDS))
-            role = rng.choice(("noun", "adj", "verb", "act", "part"))
-            cue = rng.choice(lexicon.cues(label, role, "pretraining"))
-            said = {"noun": "a {} is a", "adj": "what is {} is a", "verb": "what {} is a",
-                    "act": "who {} what? a", "part": "what has {} is a"}[role]  # fmt: skip
-            page.add(said.format(cue) + " ")
+            page.add(form.format(c=self._cue(label)))
             page.kind(naming[label][0])
-            page.add(". ")
+            page.add(end)
+        if rng.random() < 0.3:
+            label = rng.choice(list(_KINDS))
+            page.kind(naming[label][1].capitalize())
+            page.add(": " + ", ".join(self._cue(label) for _ in range(rng.randint(3, 8))) + ".")
         return page
 
+    def _cue(self, label: str) -> str:
+        """Any cue word of the type."""
+        role = self.rng.choice(("noun", "adj", "verb", "act", "part"))
+        return self.rng.choice(lexicon.cues(label, role, "pretraining"))
 
-def pages(seed: str, two_sided: bool, copying: float = 0.12) -> Iterator[Page]:
-    """Pages for ever, the same for the same seed."""
-    writer = Writer(random.Random(seed), copying)
+
+def pages(seed: str, two_sided: bool, copying: float = 0.1, facts: float = 0.08) -> Iterator[Page]:
+    """Pages for ever, the same for the same seed.
+
+    `copying` and `facts` are the shares of pages that say something again, or say what words mean.
+    """
+    writer = Writer(random.Random(seed), copying, facts)
     while True:
         yield writer.two_sided() if two_sided else writer.causal()

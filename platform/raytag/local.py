@@ -46,8 +46,11 @@ class LocalCluster:
     @property
     def environment(self) -> Mapping[str, str]:
         """This process's environment, with what a client of the cluster needs."""
+        programs = str(Path(sys.executable).parent)
         return {
             **os.environ,
+            # A submitted job says `python`, and means the one its cluster runs on.
+            "PATH": os.pathsep.join((programs, os.environ.get("PATH", os.defpath))),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self._token,
             "RAY_ADDRESS": self.address,

@@ -157,8 +157,10 @@ def download_folder(uri: Uri, local: Uri) -> list[str]:
 
 
 def remove_folder(uri: Uri) -> None:
-    """Removes all files below a URI; nothing where there are none."""
+    """Removes all files below a URI; nothing where there are none. A bucket's root is refused."""
     place = _place(uri)
+    if not place.key.strip("/"):
+        raise StorageError(f"{os.fspath(uri)}: will not remove everything there; name a folder")
     with _translated(uri, "remove"):
         if place.bucket:
             for key in list(_keys(place.bucket, _as_prefix(place.key))):

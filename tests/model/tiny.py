@@ -1,7 +1,7 @@
-"""Tiny causal checkpoints: real architectures and tokenizers, random weights, under 200 kB.
+"""Tiny checkpoints: real architectures and tokenizers, random weights, under 200 kB.
 
 Built in a second, written as safetensors, so tests load them from disk as they would any base.
-The tokenizers come in the two layouts that real causal models have.
+The tokenizers come in the two layouts that real causal models have, and in an encoder's.
 """
 
 import json
@@ -19,6 +19,8 @@ from tokenizers import (
     trainers,
 )
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -99,15 +101,17 @@ def _sentencepiece(vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def checkpoint(folder: Path, layout: Layout = "byte-level", seed: int = 0) -> Path:
+def checkpoint(
+    folder: Path, layout: Layout = "byte-level", seed: int = 0, hidden: int = 32
+) -> Path:
     """A model and its tokenizer in ``folder``: Qwen2 for "byte-level", Llama for the other.
 
-    2 layers, hidden 32, 4 heads of which 2 hold keys and values; random weights from ``seed``.
+    2 layers, 4 heads of which 2 hold keys and values; random weights from ``seed``.
     """
     tok = tokenizer(layout)
     size: dict[str, Any] = {
         "vocab_size": len(tok),
-        "hidden_size": 32,
+        "hidden_size": hidden,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -123,6 +127,53 @@ def checkpoint(folder: Path, layout: Layout = "byte-level", seed: int = 0) -> Pa
             model: PreTrainedModel = Qwen2ForCausalLM(Qwen2Config(**size))
         else:
             model = LlamaForCausalLM(LlamaConfig(**size))
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder
+
+
+def wordpiece(vocabulary: int = 300) -> PreTrainedTokenizerFast:
+    """BERT's layout, uncased: lowercases, strips accents and control characters, knows few."""
+    tok = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tok.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tok.train_from_iterator(
+        CORPUS,
+        trainers.WordPieceTrainer(
+            vocab_size=vocabulary, special_tokens=special, show_progress=False
+        ),
+    )
+    tok.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=96,
+    )
+
+
+def encoder(folder: Path, seed: int = 0, hidden: int = 32) -> Path:
+    """BERT as it is pretrained, of the same size, taking 96 tokens and no more."""
+    tok = wordpiece()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertForMaskedLM(
+            BertConfig(
+                vocab_size=len(tok),
+                hidden_size=hidden,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=96,
+                pad_token_id=tok.pad_token_id,
+            )
+        )
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
     return folder

@@ -14,12 +14,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raytag.errors import ModelError
@@ -37,6 +39,7 @@ from raytag.model.heads.tag import TagHead, tag_names
 from raytag.text.prompt import INSTRUCTION, ask
 
 CARD = "card.json"
+WEIGHTS = "adapter_model.safetensors"
 CARD_FORMAT = 1
 
 
@@ -57,6 +60,16 @@ class AdapterCard:
     scores: Mapping[str, Any] = field(default_factory=dict)
     format: int = CARD_FORMAT
 
+    def __post_init__(self) -> None:
+        if self.head not in get_args(HeadName):
+            raise ValueError(f"head must be one of {', '.join(get_args(HeadName))}")
+        if self.load_in not in get_args(LoadIn):
+            raise ValueError(f"load_in must be one of {', '.join(get_args(LoadIn))}")
+        if not self.labels or not all(isinstance(label, str) and label for label in self.labels):
+            raise ValueError("labels must be names, one or more")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window must be a number of characters, not {self.window!r}")
+
     @classmethod
     def read(cls, folder: Path) -> "AdapterCard":
         """Raises ModelError where the folder is no adapter, or of another format."""
@@ -66,14 +79,20 @@ class AdapterCard:
             raise ModelError(f"{folder} is no adapter: it holds no {CARD}") from exc
         except (OSError, ValueError) as exc:
             raise ModelError(f"{folder / CARD} cannot be read: {exc}") from exc
+        if not isinstance(content, dict):
+            raise ModelError(f"{folder / CARD} is not a card: no JSON object")
         if content.get("format") != CARD_FORMAT:
             raise ModelError(
                 f"{folder / CARD} has format {content.get('format')}; this version reads "
                 f"{CARD_FORMAT}"
             )
         try:
-            return cls(**{**content, "labels": tuple(content["labels"])})
-        except (KeyError, TypeError) as exc:
+            # A string is a sequence too, of labels of one letter.
+            labels = content["labels"] if isinstance(content["labels"], list) else ()
+            return cls(**{**content, "labels": tuple(labels)})
+        except KeyError as exc:
+            raise ModelError(f"{folder / CARD} is not a card: it has no {exc}") from exc
+        except (TypeError, ValueError) as exc:
             raise ModelError(f"{folder / CARD} is not a card: {exc}") from exc
 
 
@@ -106,7 +125,17 @@ def make_head(
 def context(model: PreTrainedModel) -> int | None:
     """The most tokens a model can take; None where its config sets no limit."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if limit else None
+    if not limit:
+        return None
+    # RoBERTa and its kin count positions from behind the padding token's.
+    reserved = [
+        1 + module.padding_idx
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings")
+        and isinstance(module, nn.Embedding)
+        and module.padding_idx is not None
+    ]
+    return int(limit) - max(reserved, default=0)
 
 
 def output_names(head: HeadName, labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -127,13 +156,11 @@ def save_adapter(
     ``state`` maps the model's parameter names to values: with the parameters partitioned over
     workers the model's own are not to be trusted.
     """
-    from peft.utils import get_peft_model_state_dict
-
     folder.mkdir(parents=True, exist_ok=True)
     tensors = get_peft_model_state_dict(model, state_dict=dict(state))
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
-        folder / "adapter_model.safetensors",
+        folder / WEIGHTS,
         metadata={"format": "pt"},
     )
     config = model.peft_config["default"]
@@ -141,7 +168,7 @@ def save_adapter(
     config.inference_mode = True
     config.base_model_name_or_path = card.base
     config.revision = card.revision
-    config.save_pretrained(folder)
+    config.save_pretrained(str(folder))
     config.inference_mode = inference
     head_config(base, card.head, output_names(card.head, card.labels)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -171,10 +198,29 @@ def load_adapter(
     outputs = output_names(card.head, card.labels)
     model = load_model(found, card.head, outputs, load_in or card.load_in, device)
     tokenizer = load_tokenizer(folder)
-    adapted = PeftModel.from_pretrained(model, folder)
-    adapted.eval()
+    adapted = _adapted(model, folder)
     head = make_head(card.head, tokenizer, card.labels, card.instruction, context(model))
     return LoadedAdapter(model=adapted, head=head, card=card)
+
+
+def _adapted(model: PreTrainedModel, folder: Path) -> PeftModel:
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(f"{folder} holds no {WEIGHTS}, and no other weights are loaded")
+    try:
+        adapted: PeftModel = PeftModel.from_pretrained(model, folder)
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            stored = set(file.keys())
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as exc:
+        reason = " ".join(str(exc).split())[:300]
+        raise ModelError(f"the adapter at {folder} cannot be loaded: {reason}") from exc
+    # peft leaves what is missing as it was made up, with no more than a warning.
+    missing = sorted(set(get_peft_model_state_dict(adapted)) - stored)
+    if missing:
+        raise ModelError(
+            f"{folder / WEIGHTS} lacks {len(missing)} of the adapter's tensors, {missing[0]} "
+            "among them: it was not written whole"
+        )
+    return adapted.eval()
 
 
 def snippet(card: AdapterCard, folder: str) -> str:
@@ -183,9 +229,10 @@ def snippet(card: AdapterCard, folder: str) -> str:
     if card.head == "tag":
         text = 'text = "Apple\'s CEO Tim Cook gave a presentation in Seoul."'
     else:
-        text = "text = " + json.dumps(
-            ask("Apple's CEO Tim Cook gave a presentation in Seoul.", card.instruction, card.labels)
+        asked = ask(
+            "Apple's CEO Tim Cook gave a presentation in Seoul.", card.instruction, card.labels
         )
+        text = f"text = {asked!r}"
     revision = f", revision={card.revision!r}" if card.revision else ""
     return f"""\
 from peft import PeftModel

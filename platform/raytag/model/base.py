@@ -6,11 +6,13 @@ safetensors only and no code that comes with a model is ever run.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,6 +35,7 @@ LoadIn = Literal["auto", "fp32", "bf16", "8bit", "4bit"]
 
 _WEIGHTS = "*.safetensors"
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_FINGERPRINTED = frozenset({".safetensors", ".json", ".model"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +49,18 @@ class Base:
     @property
     def config(self) -> PreTrainedConfig:
         try:
-            return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.path, trust_remote_code=False
+            )
         except (OSError, ValueError, KeyError) as exc:
             raise ModelError(f"{self.name}: its config.json cannot be used: {_line(exc)}") from exc
+        return config
 
     def fingerprint(self) -> str:
         """SHA-256 over config, tokenizer and weight files, by name and content."""
         digest = hashlib.sha256()
         for file in sorted(self.path.iterdir()):
-            if file.suffix in {".safetensors", ".json", ".model"} or file.name == "vocab.txt":
+            if file.suffix in _FINGERPRINTED or file.name in ("vocab.txt", "merges.txt"):
                 digest.update(file.name.encode())
                 with file.open("rb") as stream:
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -69,7 +75,9 @@ def find_base(name: str, revision: str | None = None) -> Base:
     path = Path(name).expanduser()
     if not path.is_dir():
         if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-            raise ModelError(f"no base model at {name}: not a directory, nor a hub name (owner/name)")
+            raise ModelError(
+                f"no base model at {name}: not a directory, nor a hub name (owner/name)"
+            )
         path = _from_hub(name, revision)
     if not (path / "config.json").is_file():
         raise ModelError(f"{name} is not a model directory: it holds no config.json")
@@ -89,7 +97,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=[_WEIGHTS, *_SMALL_FILES])
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as exc:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as exc:
         raise ModelError(
             f"no directory {name} here, and the hub did not give it: {_line(exc)}"
         ) from exc
@@ -162,17 +170,19 @@ def load_model(
     """
     device = device or torch.device("cpu")
     config = head_config(base, head, labels)
-    kind = AutoModelForTokenClassification if head == "tag" else AutoModelForCausalLM
+    kind: Any = AutoModelForTokenClassification if head == "tag" else AutoModelForCausalLM
     try:
-        model = kind.from_pretrained(
+        model, report = kind.from_pretrained(
             base.path,
             config=config,
             use_safetensors=True,
             trust_remote_code=False,
-            **_dtype_arguments(resolve_load_in(load_in), device),
+            output_loading_info=True,
+            **_dtype_arguments(resolve_load_in(load_in), head, device),
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as exc:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as exc:
         raise ModelError(f"{base.name} cannot be loaded for {head}: {_line(exc)}") from exc
+    _check_nothing_missing(model, report["missing_keys"], head, base.name)
     if load_in not in ("8bit", "4bit"):
         model = model.to(device)
     model.eval()
@@ -182,22 +192,42 @@ def load_model(
     return loaded
 
 
-def _dtype_arguments(load_in: LoadIn, device: torch.device) -> dict[str, Any]:
+def _dtype_arguments(load_in: LoadIn, head: HeadName, device: torch.device) -> dict[str, Any]:
     if load_in == "fp32":
         return {"dtype": torch.float32}
-    arguments: dict[str, Any] = {"dtype": torch.bfloat16}
-    if load_in == "8bit":
-        arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    elif load_in == "4bit":
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            bnb_4bit_use_double_quant=True,
+    if load_in == "bf16":
+        return {"dtype": torch.bfloat16}
+    settings: dict[str, Any] = {"load_in_8bit": True}
+    if load_in == "4bit":
+        settings = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": torch.bfloat16,
+            "bnb_4bit_use_double_quant": True,
+        }
+    if head == "tag":
+        # The output layer is new and will be trained: there is nothing in it to quantise.
+        settings["llm_int8_skip_modules"] = ["score", "classifier"]
+    quantised: Any = BitsAndBytesConfig
+    return {
+        "dtype": torch.bfloat16,
+        "quantization_config": quantised(**settings),
+        "device_map": {"": device},
+    }
+
+
+def _check_nothing_missing(
+    model: PreTrainedModel, names: Iterable[str], head: HeadName, base: str
+) -> None:
+    # Transformers makes missing weights up and only warns; that is right for a new tagging head
+    # and for nothing else.
+    inner = model.base_model_prefix + "."
+    missing = sorted(name for name in names if head == "generate" or name.startswith(inner))
+    if missing:
+        raise ModelError(
+            f"{base} has no weights for {len(missing)} tensors that {head} needs, "
+            f"{missing[0]} among them: not a whole model, or not of this kind"
         )
-    if load_in in ("8bit", "4bit"):
-        arguments["device_map"] = {"": device}
-    return arguments
 
 
 @torch.inference_mode()

@@ -90,7 +90,7 @@ def add_adapter(model: PreTrainedModel, head: HeadName, settings: LoraSettings) 
     config = LoraConfig(
         task_type=TaskType.TOKEN_CLS if head == "tag" else TaskType.CAUSAL_LM,
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=settings.dropout,
         target_modules=list(targets),
     )

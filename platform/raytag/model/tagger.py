@@ -1,18 +1,30 @@
 """Texts in, entities out: the one inference path of scoring, bulk tagging and serving.
 
 Knows windows and batches. Does not know where texts come from or where entities go. Texts of
-any length are tagged whole: long ones in windows, cut where the text around says so.
+any length are tagged whole: long ones in windows, cut where the text around says so, and in
+smaller ones where a window turns out to be too much for the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
 
 from raytag.errors import ModelError
-from raytag.model.heads import Head
+from raytag.model.heads import Head, TooLong
 from raytag.text.spans import Entity
 from raytag.text.windows import Window, merge, split
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A window of one of the texts, by its index, and what it costs to ask about it."""
+
+    text: int
+    window: Window
+    content: str
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,44 +44,91 @@ class Tagger:
     threshold: float = 0.0
 
     def tag(self, texts: Sequence[str]) -> list[list[Entity]]:
-        """Entities of each text, sorted, without overlaps, as offsets into it."""
-        windows = [self._windows(text) for text in texts]
+        """Entities of each text, sorted, without overlaps, as offsets into it.
+
+        The model is left in the mode it was found in. Raises DataError for a text with lone
+        surrogates, ModelError where the model cannot take even one character.
+        """
         pieces = [
-            (i, j, text[w.start : w.end])
+            piece
             for i, text in enumerate(texts)
-            for j, w in enumerate(windows[i])
+            for window in split(text, self.window)
+            for piece in self._fitting(i, window, text[window.start : window.end])
         ]
-        found: list[list[list[Entity]]] = [[[] for _ in ws] for ws in windows]
-        for batch in self._batches(pieces):
-            answers = self.head.extract(self.model, [text for _, _, text in batch])
-            for (i, j, _), entities in zip(batch, answers, strict=True):
-                found[i][j] = [e for e in entities if (e.score or 0.0) >= self.threshold]
-        return [merge(ws, per_window) for ws, per_window in zip(windows, found, strict=True)]
+        answered: list[list[tuple[Window, list[Entity]]]] = [[] for _ in texts]
+        with evaluating(self.model):
+            for batch in self._batches(pieces):
+                for piece, entities in self._ask(batch):
+                    kept = [e for e in entities if (e.score or 0.0) >= self.threshold]
+                    answered[piece.text].append((piece.window, kept))
+        return [_in_order(windows) for windows in answered]
 
-    def _windows(self, text: str) -> list[Window]:
-        size = self.window
-        while True:
-            windows = split(text, size)
-            longest = max((self.head.length(text[w.start : w.end]) for w in windows), default=0)
-            if longest <= self.max_tokens:
-                return windows
-            # Rare characters can take several tokens each; smaller windows always fit in the end.
-            if size < 16:
-                raise ModelError(f"a window of {size} characters takes {longest} tokens")
-            size //= 2
+    def _fitting(self, text: int, window: Window, content: str) -> list[_Piece]:
+        """A window as it is, or where it takes too many tokens as smaller ones."""
+        if not content.strip():
+            return []
+        tokens = self.head.length(content)
+        if tokens > self.max_tokens:
+            return self._smaller(text, window, content)
+        return [_Piece(text, window, content, tokens)]
 
-    def _batches(
-        self, pieces: Sequence[tuple[int, int, str]]
-    ) -> list[list[tuple[int, int, str]]]:
-        """Pieces sorted by length, in batches within the token budget."""
-        sized = sorted(((self.head.length(piece[2]), piece) for piece in pieces), reverse=True)
-        batches: list[list[tuple[int, int, str]]] = []
+    def _smaller(self, text: int, window: Window, content: str) -> list[_Piece]:
+        """A window in windows of half its size, or less, that fit; their cores tile its core."""
+        if len(content) == 1:
+            raise ModelError(
+                f"the model takes {self.max_tokens} tokens, which is too few for {content!r} and "
+                "what is asked about it"
+            )
+        pieces: list[_Piece] = []
+        for part in split(content, (len(content) + 1) // 2):
+            start = max(part.core_start + window.start, window.core_start)
+            end = min(part.core_end + window.start, window.core_end)
+            if start < end:
+                inner = Window(part.start + window.start, part.end + window.start, start, end)
+                pieces += self._fitting(text, inner, content[part.start : part.end])
+        return pieces
+
+    def _batches(self, pieces: Sequence[_Piece]) -> list[list[_Piece]]:
+        """Pieces sorted by length, the longest first, in batches within the token budget."""
+        batches: list[list[_Piece]] = []
         longest = 0
-        for length, piece in sized:
-            if not piece[2].strip():
-                continue
+        for piece in sorted(pieces, key=lambda p: (-p.tokens, p.text, p.window.start)):
             if not batches or (len(batches[-1]) + 1) * longest > self.batch_tokens:
                 batches.append([])
-                longest = length
+                longest = piece.tokens
             batches[-1].append(piece)
         return batches
+
+    def _ask(self, batch: list[_Piece]) -> Iterator[tuple[_Piece, list[Entity]]]:
+        """Every piece with its entities; one whose answer does not fit in several parts."""
+        try:
+            answers = self.head.extract(self.model, [piece.content for piece in batch])
+        except TooLong:
+            pass  # and leave this block, which keeps the failed batch's tensors alive
+        else:
+            yield from zip(batch, answers, strict=True)
+            return
+        # Which piece it was is found by asking one at a time; what each is then given does not
+        # depend on the batch it was in.
+        first = batch[0]
+        alone = batch if len(batch) > 1 else self._smaller(first.text, first.window, first.content)
+        for piece in alone:
+            yield from self._ask([piece])
+
+
+def _in_order(answered: list[tuple[Window, list[Entity]]]) -> list[Entity]:
+    """One text's entities from those of its windows, which come in any order."""
+    answered.sort(key=lambda pair: pair[0].core_start)
+    return merge([window for window, _ in answered], [entities for _, entities in answered])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off, and on again afterwards if it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()

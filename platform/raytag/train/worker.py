@@ -1,14 +1,14 @@
 """What one training worker does: load, train, evaluate, checkpoint, and score at the end.
 
 Runs inside a Ray Train worker group, once per attempt, the same code on every worker. Knows the
-order of things; examples come from the driver, steps are the plan's, state is the engine's. A
+order of things; examples come from the driver, steps are the loop's, state is the engine's. A
 new attempt goes on from the newest complete checkpoint in storage, whatever was reported.
 """
 
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,13 @@ from raytag import storage
 from raytag.errors import RaytagError
 from raytag.model.adapter import AdapterCard, context, make_head, output_names, save_adapter
 from raytag.model.base import Base, find_base, load_model, load_tokenizer, resolve_load_in
-from raytag.model.heads import Encoded, Head
-from raytag.model.lora import add_adapter, parameter_groups
+from raytag.model.heads import Head
+from raytag.model.lora import add_adapter
 from raytag.model.tagger import Tagger
 from raytag.text.score import join_examples, score
 from raytag.text.spans import Entity, Example
 from raytag.train.checkpoint import Checkpoint, Progress, newest_checkpoint, save_checkpoint
-from raytag.train.engine import Engine, EngineSettings
-from raytag.train.plan import Plan, rate_at
+from raytag.train.loop import Loop
 from raytag.train.settings import FinetuneSettings
 
 JOINED = 4
@@ -151,86 +150,40 @@ class Worker:
         self._asked: nn.Module = self._model
 
     def _build(self) -> None:
-        """Encode the examples, and put the engine around the model, where it left off."""
-        settings = self._settings
-        self._rows: list[Encoded] = [self._head.encode(example) for example in self._job.train]
-        self._plan = Plan(
-            lengths=[len(row.input_ids) for row in self._rows],
-            batch_size=settings.batch_size,
-            epochs=settings.epochs,
-            seed=settings.seed,
-        )
+        """Encode the examples, and put the loop around the model, where it left off."""
         saved = newest_checkpoint(self._job.checkpoints, self._job.run)
         self._progress = saved.progress if saved else Progress()
-        self._engine = Engine(
+        self._loop = Loop(
             self._model,
-            parameter_groups(self._model, settings.lora_plus),
-            EngineSettings(
-                zero=self._job.zero,  # type: ignore[arg-type]
-                offload=settings.offload,
-                bf16=resolve_load_in(settings.load_in) != "fp32",
-                clip=settings.clip,
-            ),
-            saved.state.weights if saved else None,
+            self._head,
+            self._job.train,
+            self._settings,
+            zero=self._job.zero,
+            first=self._progress.step,
+            state=saved.state if saved else None,
         )
+        self._engine = self._loop.engine
         self._asked = self._engine.model
-        if saved:
-            self._engine.restore(saved.state, self._losses(self._progress.step - 1)[0])
-            self._best: Mapping[str, Tensor] = saved.best
-        else:
-            self._best = {}
+        self._best: Mapping[str, Tensor] = saved.best if saved else {}
 
     def _train(self) -> None:
-        settings, plan, progress = self._settings, self._plan, self._progress
+        settings, total, progress = self._settings, self._loop.plan.total_steps, self._progress
         before = progress.seconds
         begun = time.monotonic()
-        while progress.step < plan.total_steps and not progress.stopped_early:
-            step = progress.step
-            # Dropout depends on seed, step and worker only, so there is no random state to save.
-            torch.manual_seed(hash((settings.seed, step, self._rank)) % 2**63)
-            self._asked.train()
-            scale = rate_at(step, plan.total_steps, settings.warmup, settings.schedule)
-            loss, norm = self._engine.step(self._losses(step), scale)
-            summed = torch.tensor(loss, dtype=torch.float64, device=self._device)
-            dist.all_reduce(summed)
+        while progress.step < total and not progress.stopped_early:
+            record = self._loop.take(progress.step)
             progress.step += 1
-            progress.seconds = before + time.monotonic() - begun
-            record = {
-                "step": progress.step,
-                "epoch": progress.step / plan.steps_per_epoch,
-                "loss": float(summed),
-                "gradient_norm": norm,
-                "examples": len(plan.batch(step)),
-                "seconds": progress.seconds,
-                "rates": self._engine.rates(),
-            }
+            progress.seconds = record["seconds"] = before + time.monotonic() - begun
             if self._due(settings.eval_every):
                 record["dev_f1"] = self._evaluate()
             progress.history.append(record)
-            self._send("step", {**record, "total_steps": plan.total_steps})
+            self._send("step", {**record, "total_steps": total})
             if self._due(settings.checkpoint_every):
                 self._save()
 
     def _due(self, every: int) -> bool:
-        every = every or self._plan.steps_per_epoch
-        return self._progress.step % every == 0 or self._progress.step == self._plan.total_steps
-
-    def _losses(self, step: int) -> list[Callable[[nn.Module], Tensor]]:
-        """This worker's micro-batches of a step, as losses that share the step's count."""
-        plan = self._plan
-        count = sum(self._rows[i].labelled for i in plan.batch(step))
-        shares = plan.shares(step, self._workers, self._settings.batch_tokens)[self._rank]
-        return [self._loss_of(micro, max(1, count)) for micro in shares]
-
-    def _loss_of(self, micro: Sequence[int], count: int) -> Callable[[nn.Module], Tensor]:
-        rows = [self._rows[i] for i in micro]
-        if not rows:
-            # A worker without examples still calls the model, for ZeRO's sake, and adds nothing.
-            idle = self._rows[0]
-            rows = [Encoded(idle.input_ids[-2:], idle.targets[-2:])]
-        weight = 1.0 / count if micro else 0.0
-        batch = self._head.collate(rows).to(self._device)
-        return lambda model: self._head.loss(model, batch) * weight
+        plan, step = self._loop.plan, self._progress.step
+        return step % (every or plan.steps_per_epoch) == 0 or step == plan.total_steps
 
     def _evaluate(self) -> float:
         """Dev F1 now; remembers the weights if they are the best so far."""

@@ -12,12 +12,17 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from raytag.errors import DataError
 from raytag.text.spans import Entity, Example
 
 HeadName = Literal["tag", "generate"]
 
 IGNORED = -100
 """The target of a token that takes no part in the loss."""
+
+
+class TooLong(DataError):  # noqa: N818
+    """A text, or a text with its growing answer, takes more tokens than the model can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +58,11 @@ class Batch:
 class Head(Protocol):
     """What training, tagging and scoring ask of a head."""
 
-    name: HeadName
-    labels: tuple[str, ...]
+    @property
+    def name(self) -> HeadName: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
 
     def encode(self, example: Example) -> Encoded:
         """Token ids and targets. Never truncates."""
@@ -71,5 +79,7 @@ class Head(Protocol):
     def extract(self, model: nn.Module, texts: Sequence[str]) -> list[list[Entity]]:
         """Entities of each text, sorted, with scores; the texts are one batch.
 
-        Offsets lie on word boundaries of the text as given, labels in ``labels``.
+        Offsets lie on word boundaries of the text as given, labels in ``labels``. The model is
+        asked as it is: its caller puts it in evaluation mode. Raises TooLong, for the whole
+        batch, where one text or its answer does not fit the model.
         """

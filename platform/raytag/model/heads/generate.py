@@ -7,8 +7,7 @@ are then the last columns, and only those are turned into logits.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import isnan
 from typing import Any
@@ -20,7 +19,7 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedTokenizerBase
 
 from raytag.errors import DataError, ModelError
-from raytag.model.heads import IGNORED, Batch, Encoded, HeadName
+from raytag.model.heads import IGNORED, Batch, Encoded, HeadName, TooLong
 from raytag.model.heads.grammar import Answer, Grammar, Ids
 from raytag.model.heads.vocabulary import Vocabulary
 from raytag.text.prompt import INSTRUCTION, ask, write_answer
@@ -32,7 +31,7 @@ class GenerateHead:
 
     ``context``
         The most tokens the model can take, prompt and answer together; None for no limit. Past
-        it ``encode`` and ``extract`` raise DataError, they cut nothing off.
+        it ``encode`` and ``extract`` raise TooLong, they cut nothing off.
     ``vocabulary``
         The tokenizer's, if another head has built it already.
     ``keep_pace``
@@ -68,7 +67,7 @@ class GenerateHead:
         """Prompt and answer, with the next token as target from the prompt's last token on.
 
         The last target is the end of sequence, which nothing follows: it is no input. Raises
-        DataError for a label outside ``labels`` and for more tokens than ``context``.
+        DataError for a label outside ``labels``, TooLong for more tokens than ``context``.
         """
         foreign = sorted({entity.label for entity in example.entities} - set(self.labels))
         if foreign:
@@ -127,15 +126,15 @@ class GenerateHead:
     def answer(self, model: nn.Module, texts: Sequence[str]) -> list[Answer]:
         """What the model writes about each text, decoded greedily as one batch.
 
-        Raises DataError for a text with lone surrogates or more tokens than ``context``,
-        ModelError for a model whose logits are not numbers.
+        Raises DataError for a text with lone surrogates, TooLong for more tokens than
+        ``context``, ModelError for a model whose logits are not numbers.
         """
         answers = [self.grammar.answer(text) for text in texts]
         asked = [i for i, answer in enumerate(answers) if not answer.empty]
         prompts = [self._prompt(texts[i]) for i in asked]
         for i, prompt in zip(asked, prompts, strict=True):
             self._fits(len(prompt) + 1, f"text {i} of the batch with its answer")
-        with torch.inference_mode(), _evaluating(model):
+        with torch.inference_mode():
             self._decode(model, [answers[i] for i in asked], prompts)
         return answers
 
@@ -179,7 +178,7 @@ class GenerateHead:
 
     def _fits(self, tokens: int, what: str) -> None:
         if self.context is not None and tokens > self.context:
-            raise DataError(
+            raise TooLong(
                 f"{what} takes {tokens} tokens or more and the model {self.context}: use a "
                 "smaller window"
             )
@@ -290,15 +289,3 @@ def _innermost(model: nn.Module) -> nn.Module:
             model = base()
         else:
             return model
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off, and on again afterwards if it was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        if training:
-            model.train()

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from raytag.errors import DataError, ModelError
 from raytag.model.heads import IGNORED, Batch, Encoded, HeadName
 from raytag.text.spans import Entity, Example
 from raytag.text.words import words
@@ -97,13 +98,15 @@ class TagHead:
         )
 
     def length(self, text: str) -> int:
-        return len(self.tokenizer(text)["input_ids"])
+        """How many tokens the text takes, those put around it included."""
+        return len(self._coded(text)["input_ids"])
 
     @torch.inference_mode()
     def extract(self, model: nn.Module, texts: Sequence[str]) -> list[list[Entity]]:
         """The most probable valid labelling of each text.
 
-        An entity's score is the product of its words' label probabilities.
+        An entity's score is the product of its words' label probabilities. Raises DataError for
+        a text with lone surrogates, ModelError for a model whose logits are not numbers.
         """
         rows = [self._units(text) for text in texts]
         batch = self.collate([Encoded(ids, [IGNORED] * len(ids)) for ids, _ in rows])
@@ -121,6 +124,10 @@ class TagHead:
         # A unit without a token says nothing for or against any label.
         rows = [log_p[u.token] if u.token is not None else np.zeros_like(log_p[0]) for u in units]
         scores = np.stack(rows)
+        if np.isnan(scores).any():
+            raise ModelError(
+                "the model's logits are not numbers (NaN): its weights or dtype are off"
+            )
         tags = best_tags(scores)
         entities: list[Entity] = []
         i = 0
@@ -138,7 +145,7 @@ class TagHead:
 
     def _units(self, text: str) -> tuple[list[int], list[Unit]]:
         """Token ids of the text, and its words with their first tokens."""
-        coded = self.tokenizer(text, return_offsets_mapping=True)
+        coded = self._coded(text)
         spans = words(text)
         tokens = [(i, a, b) for i, (a, b) in enumerate(coded["offset_mapping"]) if a < b]
         units: list[Unit] = []
@@ -153,6 +160,16 @@ class TagHead:
             token = tokens[at][0] if found else None
             units.append(Unit(start, end, token))
         return list(coded["input_ids"]), units
+
+    def _coded(self, text: str) -> BatchEncoding:
+        """The text's tokens; what looks like a special token in it is text."""
+        try:
+            coded: BatchEncoding = self.tokenizer(
+                text, return_offsets_mapping=True, split_special_tokens=True
+            )
+        except TypeError as exc:  # what a tokenizer makes of text that UTF-8 cannot write
+            raise DataError("the text holds half a character (a lone surrogate)") from exc
+        return coded
 
 
 def best_tags(log_p: NDArray[np.float32]) -> list[int]:

@@ -1,0 +1,101 @@
+"""The steps of training on one worker: examples, plan and engine put together.
+
+Knows how a step's batch becomes losses and what a step reports. Does not know Ray, evaluation
+or checkpoints: whoever runs the steps decides when to stop, score and save. torch.distributed
+must be set up, if only with one process.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from torch import Tensor, nn
+
+from raytag.model.base import resolve_load_in
+from raytag.model.heads import Encoded, Head
+from raytag.model.lora import parameter_groups
+from raytag.text.spans import Example
+from raytag.train.engine import Engine, EngineSettings, TrainedState
+from raytag.train.plan import Plan, rate_at
+from raytag.train.settings import FinetuneSettings
+
+
+class Loop:
+    """A job's steps, to be taken in order from ``first`` on.
+
+    ``state`` is what another loop of the same job had before step ``first``.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        head: Head,
+        examples: Sequence[Example],
+        settings: FinetuneSettings,
+        *,
+        zero: int,
+        first: int = 0,
+        state: TrainedState | None = None,
+    ) -> None:
+        self._head = head
+        self._settings = settings
+        self._rank, self._workers = dist.get_rank(), dist.get_world_size()
+        self._rows: list[Encoded] = [head.encode(example) for example in examples]
+        self._labelled = [row.labelled for row in self._rows]
+        self.plan = Plan(
+            lengths=[len(row.input_ids) for row in self._rows],
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            seed=settings.seed,
+        )
+        self.engine = Engine(
+            model,
+            parameter_groups(model, settings.lora_plus),
+            EngineSettings(
+                zero=zero,  # type: ignore[arg-type]
+                offload=settings.offload,
+                bf16=resolve_load_in(settings.load_in) != "fp32",
+                clip=settings.clip,
+            ),
+            state.weights if state else None,
+        )
+        if state:
+            self.engine.restore(state, self._losses(max(0, first - 1))[0])
+
+    def take(self, step: int) -> dict[str, Any]:
+        """Take the step (counted from 0), with all workers; the same record on each of them."""
+        settings, plan = self._settings, self.plan
+        # Dropout depends on seed, step and worker only, so there is no random state to save.
+        torch.manual_seed(hash((settings.seed, step, self._rank)) % 2**63)
+        self.engine.model.train()
+        scale = rate_at(step, plan.total_steps, settings.warmup, settings.schedule)
+        loss, norm = self.engine.step(self._losses(step), scale)
+        summed = torch.tensor(loss, dtype=torch.float64, device=self.engine.device)
+        dist.all_reduce(summed)
+        return {
+            "step": step + 1,
+            "epoch": (step + 1) / plan.steps_per_epoch,
+            "loss": float(summed),
+            "gradient_norm": norm,
+            "examples": len(plan.batch(step)),
+            "rates": self.engine.rates(),
+        }
+
+    def _losses(self, step: int) -> list[Callable[[nn.Module], Tensor]]:
+        """This worker's micro-batches of a step, as losses that share the step's count."""
+        plan = self.plan
+        count = sum(self._labelled[i] for i in plan.batch(step))
+        shares = plan.shares(step, self._workers, self._settings.batch_tokens)[self._rank]
+        return [self._loss_of(micro, max(1, count)) for micro in shares]
+
+    def _loss_of(self, micro: Sequence[int], count: int) -> Callable[[nn.Module], Tensor]:
+        rows = [self._rows[i] for i in micro]
+        if not rows:
+            # A worker without examples still calls the model, for ZeRO's sake, and adds nothing.
+            idle = self._rows[0]
+            rows = [Encoded(idle.input_ids[-2:], idle.targets[-2:])]
+        weight = 1.0 / count if micro else 0.0
+        batch = self._head.collate(rows).to(self.engine.device)
+        return lambda model: self._head.loss(model, batch) * weight

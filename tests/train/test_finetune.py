@@ -1,0 +1,235 @@
+"""Fine-tuning as its users run it: jobs on a real Ray cluster, files local and on S3."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from tiny import checkpoint
+
+from raytag.local import LocalCluster
+from raytag.report.content import from_json
+from raytag.text.formats import read_examples
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = ROOT / "jobs" / "finetune.py"
+TRAIN = ROOT / "sample" / "news" / "train.jsonl"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[str]:
+    return TRAIN.read_text(encoding="utf-8").splitlines()[:60]
+
+
+def _conll(rows: list[str]) -> str:
+    """The rows as CoNLL in IOB2, a word a line."""
+    from raytag.text.words import words
+
+    blocks = []
+    for row in rows:
+        example = json.loads(row)
+        lines = []
+        for start, end in words(example["text"]):
+            tag = "O"
+            for entity in example["entities"]:
+                if entity["start"] <= start < entity["end"]:
+                    prefix = "B" if start == entity["start"] else "I"
+                    tag = f"{prefix}-{entity['label']}"
+            lines.append(f"{example['text'][start:end]}\t{tag}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _job(
+    cluster: LocalCluster, *flags: str, timeout: float = 240, cwd: Path = ROOT
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, str(JOB), *flags],
+        env=dict(cluster.environment),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def test_the_gpu_users_line_on_a_tiny_base(
+    cluster: LocalCluster, s3: "S3Client", base: Path, rows: list[str], tmp_path: Path
+) -> None:
+    s3.create_bucket(Bucket="news")
+    s3.put_object(Bucket="news", Key="train.conll", Body=_conll(rows[:40]).encode())
+    s3.put_object(Bucket="news", Key="dev.conll", Body=_conll(rows[40:50]).encode())
+    s3.put_object(Bucket="news", Key="test.conll", Body=_conll(rows[50:]).encode())
+    ray = Path(sys.executable).with_name("ray")
+    command = [
+        *(str(ray), "job", "submit", "--working-dir", ".", "--"),
+        *("python", "jobs/finetune.py", "--base", str(base), "--load-in", "8bit"),
+        *("--train", "s3://news/train.conll", "--dev", "s3://news/dev.conll"),
+        *("--test", "s3://news/test.conll", "--zero", "2", "--workers", "2"),
+        *("--head", "generate", "--epochs", "2", "--output", "s3://news/run"),
+    ]
+    done = subprocess.run(
+        command,
+        env=dict(cluster.environment),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "s3://news/run/adapter" in done.stdout
+    body = s3.get_object(Bucket="news", Key="run/report/report.json")["Body"].read()
+    report = from_json(body.decode())
+    assert report.resources.workers == 2
+    assert report.resources.zero_stage == 2
+    assert report.settings["load_in"] == "8bit"
+    assert len(report.curve) == 2 * 3
+    assert report.data.counts["train"]["examples"] == 40
+
+    from raytag import storage
+    from raytag.model.adapter import load_adapter
+
+    storage.download_folder("s3://news/run/adapter", tmp_path / "adapter")
+    loaded = load_adapter(tmp_path / "adapter")
+    texts = [example.text for example in read_examples("s3://news/test.conll").examples]
+    found = loaded.head.extract(loaded.model, texts)
+    kept = read_examples("s3://news/run/predictions/test.jsonl").examples
+    assert [e.text for e in kept] == texts
+    assert len(found) == len(texts)
+
+
+def test_a_worker_killed_and_every_step_taken_once(
+    cluster: LocalCluster, base: Path, rows: list[str], tmp_path: Path
+) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    output = tmp_path / "run"
+    flags = ["--base", str(base), "--train", str(data), "--output", str(output)]
+    flags += ["--workers", "2", "--zero", "2", "--batch-size", "2", "--epochs", "12"]
+    flags += ["--checkpoint-every", "10", "--patience", "0", "--eval-every", "100"]
+    process = subprocess.Popen(
+        [sys.executable, str(JOB), *flags],
+        env=dict(cluster.environment),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until = time.monotonic() + 120
+    while not list(output.glob("checkpoints/*/manifest.json")):
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < until, "no checkpoint in two minutes"
+        time.sleep(0.05)
+    victims = _train_workers()
+    assert len(victims) == 2
+    os.kill(victims[1], signal.SIGKILL)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said[-3000:]
+    report = from_json((output / "report" / "report.json").read_text(encoding="utf-8"))
+    train = report.data.counts["train"]["examples"]
+    steps = 12 * -(-train // 2)
+    assert [point.step for point in report.curve] == list(range(1, steps + 1))
+    # The curve went on rather than starting anew: a second start would show in the seconds.
+    assert all(
+        a.seconds < b.seconds for a, b in zip(report.curve, report.curve[1:], strict=False)
+    )
+    assert not (output / "checkpoints").exists()
+
+    again = _job(cluster, *flags)
+    assert again.returncode == 0
+    assert "is finished already" in again.stdout
+    other = _job(cluster, *flags, "--lr", "0.5")
+    assert other.returncode == 2
+    assert "holds another run (lr: 0.0001 there, 0.5 here)" in other.stderr
+
+
+def _train_workers() -> list[int]:
+    found: list[Any] = []
+    for process in psutil.process_iter(["pid", "cmdline", "environ"]):
+        title = " ".join(process.info["cmdline"] or [])
+        if "RayTrainWorker" in title:
+            found.append(process.info["pid"])
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--lrr", "3"], "unrecognized arguments: --lrr 3"),
+        (["--lr", "fast"], 'Parser key "lr": Expected a <class \'float\'>'),
+        (["--load-in", "8bit", "--zero", "3"], "--load-in 8bit does not work with --zero 3"),
+        (["--train", "sample/nws/train.jsonl"], "sample/nws/train.jsonl: there is no such file"),
+        (["--base", "sample/bse/x"], "no base model at sample/bse/x"),
+        (["--workers", "many"], "workers must be a number or a range such as 2:8"),
+        (["--workers", "64"], "64 workers asked for, and the cluster has 2 CPUs"),
+        (["--batch-tokens", "100000000"], "each worker needs about"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    cluster: LocalCluster, tmp_path: Path, flags: list[str], said: str
+) -> None:
+    sample = ["--config", "jobs/sample.yaml", "--output", str(tmp_path / "run")]
+    done = _job(cluster, *sample, *flags)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert said in done.stderr
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_dry_run_says_what_it_needs_and_leaves_nothing(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    flags = ["--config", "jobs/sample.yaml", "--output", str(tmp_path / "run"), "--dry-run", "true"]
+    done = _job(cluster, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "GiB  in all, for each worker" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_cluster_the_user_is_told(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, str(JOB), "--config", "jobs/sample.yaml", "--output", str(tmp_path)],
+        env={**environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "none"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no Ray cluster to run on" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_literal_submission_trains_the_sample(cluster: LocalCluster) -> None:
+    ray = Path(sys.executable).with_name("ray")
+    done = subprocess.run(
+        [str(ray), "job", "submit", "jobs/finetune.py"],
+        env=dict(cluster.environment),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    report = from_json((ROOT / "runs/sample/report/report.json").read_text(encoding="utf-8"))
+    assert report.test is not None
+    assert report.test.f1 > 0.9
