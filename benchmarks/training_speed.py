@@ -240,9 +240,7 @@ def read_task(arguments: argparse.Namespace) -> Task:
     labels = tuple(sorted({e.label for example in train for e in example.entities}))
     tokenizer = load_tokenizer(base.path)
     head: HeadName = arguments.head
-    known = [
-        Example(d.id, d.text, tuple(e for e in d.entities if e.label in labels)) for d in dev
-    ]
+    known = [Example(d.id, d.text, tuple(e for e in d.entities if e.label in labels)) for d in dev]
     encode = make_head(head, tokenizer, labels).encode
     return Task(
         base=base,

@@ -1,9 +1,9 @@
 """Settings from YAML and flags, errors as one line, and the exit status: what every job shares.
 
-    0    done
-    1    a bug, with its traceback
-    2    a mistake of the user's, said in one line
-    130  stopped with Ctrl-C
+0    done
+1    a bug, with its traceback
+2    a mistake of the user's, said in one line
+130  stopped with Ctrl-C
 """
 
 import logging
@@ -16,9 +16,7 @@ from raytag.errors import RaytagError, SettingsError
 Settings = TypeVar("Settings")
 
 
-def read_settings(
-    kind: type[Settings], arguments: Sequence[str], program: str
-) -> Settings:
+def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) -> Settings:
     """Settings from ``--config FILE.yaml`` with flags over it; ``--a-flag`` equals ``--a_flag``.
 
     Raises SettingsError for an unknown key, a value of the wrong type, or a contradiction.

@@ -62,7 +62,7 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(copy)
     (copy / "model.safetensors").unlink()
     torch.save(model.state_dict(), copy / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="no .safetensors weights") as refused:
+    with pytest.raises(ModelError, match=r"no \.safetensors weights") as refused:
         find_base(str(copy))
     assert "\n" not in str(refused.value)
 
@@ -106,7 +106,7 @@ def test_code_that_comes_with_a_model_is_never_run(known: bool, copy: Path, tmp_
         load_model(base, "tag", CLASSES)
         load_tokenizer(base.path)
     else:
-        with pytest.raises(ModelError, match="config.json cannot be used"):
+        with pytest.raises(ModelError, match=r"config\.json cannot be used"):
             load_model(base, "generate", ())
     assert not marker.exists()
 
@@ -182,7 +182,7 @@ def test_a_decoder_that_does_not_heed_is_causal_is_refused(tmp_path: Path) -> No
 
 
 def test_an_encoder_cannot_generate(made: dict[str, Path]) -> None:
-    with pytest.raises(ModelError, match="no causal LM.*--head tag"):
+    with pytest.raises(ModelError, match=r"no causal LM.*--head tag"):
         load_model(find_base(str(made["bert"])), "generate", ())
 
 

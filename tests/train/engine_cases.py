@@ -59,9 +59,7 @@ def loss_of(rows: list[tuple[Tensor, Tensor]], count: int) -> Callable[[nn.Modul
         targets = nn.utils.rnn.pad_sequence(
             [r[1] for r in used], batch_first=True, padding_value=IGNORED
         )
-        mask = nn.utils.rnn.pad_sequence(
-            [torch.ones_like(r[0]) for r in used], batch_first=True
-        )
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(r[0]) for r in used], batch_first=True)
         logits = model(input_ids=ids, attention_mask=mask).logits
         total = nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -163,9 +161,7 @@ def cases(workers: int, folder: Path) -> dict[str, Any]:
 def from_two(folder: Path) -> dict[int, dict[str, Any]]:
     """One worker going on from what two saved."""
     two = torch.load(folder / "2.pt", weights_only=False)
-    return {
-        z: run(z, first=STEPS // 2, state=two[f"half{z}"]["state"]) for z in (1, 2, 3)
-    }
+    return {z: run(z, first=STEPS // 2, state=two[f"half{z}"]["state"]) for z in (1, 2, 3)}
 
 
 def main() -> None:

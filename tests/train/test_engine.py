@@ -111,8 +111,9 @@ def test_with_equal_gradients_b_moves_sixteen_times_as_far(
         assert moved["lora_B"] / moved["lora_A"] == pytest.approx(16, rel=1e-3)
 
 
-@pytest.mark.parametrize(("half", "again", "whole"), [("half", "again", "zero0"),
-                                                       ("half2", "again2", "zero2")])
+@pytest.mark.parametrize(
+    ("half", "again", "whole"), [("half", "again", "zero0"), ("half2", "again2", "zero2")]
+)
 def test_one_worker_goes_on_to_the_bit(
     one: dict[str, Any], half: str, again: str, whole: str
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tiny import checkpoint
 
 from raytag.local import LocalCluster
-from raytag.report.content import from_json
+from raytag.report.content import Report, from_json
 from raytag.text.formats import read_examples
 
 if TYPE_CHECKING:
@@ -113,6 +113,10 @@ def test_the_gpu_users_line_on_a_tiny_base(
     assert [e.text for e in kept] == texts
     assert len(found) == len(texts)
 
+    scored = _job_evaluate(cluster, "s3://news/run", tmp_path)
+    assert scored.test == report.test
+    assert scored.test_documents == report.test_documents
+
 
 def test_a_worker_killed_and_every_step_taken_once(
     cluster: LocalCluster, base: Path, rows: list[str], tmp_path: Path
@@ -123,9 +127,10 @@ def test_a_worker_killed_and_every_step_taken_once(
     flags = ["--base", str(base), "--train", str(data), "--output", str(output)]
     flags += ["--workers", "2", "--zero", "2", "--batch-size", "2", "--epochs", "12"]
     flags += ["--checkpoint-every", "10", "--patience", "0", "--eval-every", "100"]
+    tracking = (tmp_path / "mlflow").as_uri()
     process = subprocess.Popen(
-        [sys.executable, str(JOB), *flags],
-        env=dict(cluster.environment),
+        [sys.executable, str(JOB), *flags, "--mlflow", tracking],
+        env={**cluster.environment, "MLFLOW_ALLOW_FILE_STORE": "true"},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -146,10 +151,10 @@ def test_a_worker_killed_and_every_step_taken_once(
     steps = 12 * -(-train // 2)
     assert [point.step for point in report.curve] == list(range(1, steps + 1))
     # The curve went on rather than starting anew: a second start would show in the seconds.
-    assert all(
-        a.seconds < b.seconds for a, b in zip(report.curve, report.curve[1:], strict=False)
-    )
+    assert all(a.seconds < b.seconds for a, b in zip(report.curve, report.curve[1:], strict=False))
     assert not (output / "checkpoints").exists()
+    assert list((output / "tensorboard").glob("events.*"))
+    assert list((tmp_path / "mlflow").glob("*/*/metrics/train/loss"))
 
     again = _job(cluster, *flags)
     assert again.returncode == 0
@@ -172,7 +177,7 @@ def _train_workers() -> list[int]:
     ("flags", "said"),
     [
         (["--lrr", "3"], "unrecognized arguments: --lrr 3"),
-        (["--lr", "fast"], 'Parser key "lr": Expected a <class \'float\'>'),
+        (["--lr", "fast"], "Parser key \"lr\": Expected a <class 'float'>"),
         (["--load-in", "8bit", "--zero", "3"], "--load-in 8bit does not work with --zero 3"),
         (["--train", "sample/nws/train.jsonl"], "sample/nws/train.jsonl: there is no such file"),
         (["--base", "sample/bse/x"], "no base model at sample/bse/x"),
@@ -215,6 +220,48 @@ def test_without_a_cluster_the_user_is_told(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "no Ray cluster to run on" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--load-in bf16 --zero 3 --workers 2 --offload true --gradient-checkpointing true "
+        "--head generate",
+        "--load-in 4bit --zero 2 --head tag",
+        "--load-in bf16 --zero 1 --workers 2 --head tag",
+    ],
+)
+def test_what_is_said_to_work_together_does(
+    cluster: LocalCluster, base: Path, rows: list[str], tmp_path: Path, flags: str
+) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    output = tmp_path / "run"
+    given = ["--base", str(base), "--train", str(data), "--output", str(output), "--epochs", "3"]
+    done = _job(cluster, *given, "--lr", "0.01", *flags.split())
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = from_json((output / "report" / "report.json").read_text(encoding="utf-8"))
+    losses = [point.loss for point in report.curve]
+    assert losses[-1] < losses[0]
+    # The adapter alone, loaded as a user would, finds what training found with it.
+    scored = _job_evaluate(cluster, output, tmp_path)
+    assert scored.test == report.test
+
+
+def _job_evaluate(cluster: LocalCluster, output: Path | str, tmp_path: Path) -> Report:
+    job = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--adapter", f"{output}/adapter"]
+    job += ["--data", f"{output}/data/test.jsonl", "--output", f"{tmp_path}/evaluation"]
+    done = subprocess.run(
+        job,
+        env=dict(cluster.environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return from_json((tmp_path / "evaluation" / "report.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def make_head(
     return GenerateHead(tokenizer, labels, template=instruction, context=context)
 
 
-def context(model: PreTrainedModel) -> int | None:
+def context(model: PreTrainedModel | PeftModel) -> int | None:
     """The most tokens a model can take; None where its config sets no limit."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not limit:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from raytag.errors import ModelError, SettingsError
+from raytag.model.dropout import use_sparse_dropout
 from raytag.model.heads import HeadName
 
 
@@ -98,6 +99,7 @@ def add_adapter(model: PreTrainedModel, head: HeadName, settings: LoraSettings) 
         adapted: PeftModel = get_peft_model(model, config)
     except ValueError as exc:
         raise ModelError(f"LoRA targets {', '.join(targets)}: {exc}") from exc
+    use_sparse_dropout(adapted)
     return adapted
 
 

@@ -115,9 +115,7 @@ def _split_missing(parts: dict[str, list[Example]], settings: FinetuneSettings) 
     wanted = {name: 0.0 if name in parts else share for name, share in shares.items()}
     if any(wanted.values()):
         keep = 1.0 - sum(wanted.values())
-        split = split_by_seed(
-            parts["train"], (keep, wanted["dev"], wanted["test"]), settings.seed
-        )
+        split = split_by_seed(parts["train"], (keep, wanted["dev"], wanted["test"]), settings.seed)
         parts["train"] = split.train
         for name, taken in (("dev", split.dev), ("test", split.test)):
             if wanted[name]:

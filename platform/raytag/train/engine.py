@@ -204,7 +204,7 @@ class Engine:
 
         if self._settings.zero == 3:
             # The setter for whole values forgets that the last worker's part may be padding.
-            part = parameter.ds_tensor.numel()
+            part = int(parameter.ds_tensor.numel())  # type: ignore[attr-defined]
             padded = nn.functional.pad(
                 value.flatten(), (0, part * dist.get_world_size() - value.numel())
             )

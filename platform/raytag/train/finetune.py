@@ -12,10 +12,9 @@ Knows the order of things and the layout of the output; training itself is the w
 """
 
 import json
+import logging
 import os
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,17 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from raytag import storage
-from raytag.errors import RaytagError, ResourceError, SettingsError
+from raytag.errors import ResourceError, SettingsError
 from raytag.model.adapter import output_names
-from raytag.model.base import Base, find_base, head_config, resolve_load_in
+from raytag.model.base import Base, find_base, head_config
 from raytag.report.content import from_json
-from raytag.report.terminal import TrainingProgress
 from raytag.train.data import TrainingData, gather, settings_fingerprint
+from raytag.train.follow import Follower, Mailbox, check_mlflow
 from raytag.train.memory import GIB, MemoryNeed, memory_need
 from raytag.train.publish import Published, publish
 from raytag.train.settings import FinetuneSettings
@@ -46,6 +44,8 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     Raises RaytagError, with one line for the user, for whatever they can mend.
     """
     started = time.time()
+    check_mlflow(settings)
+    _check_output(settings.output)
     base = find_base(settings.base, settings.revision)
     head_config(base, settings.head, ())
     data = gather(settings)
@@ -80,6 +80,15 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     return published
 
 
+def _check_output(output: str) -> None:
+    """Refuse a place that goes away with the cluster."""
+    if "working_dir_files" in os.path.abspath(output) and "://" not in output:
+        raise SettingsError(
+            f"output {output} would lie in Ray's copy of the working directory and be lost; give "
+            "an absolute path or an s3:// prefix"
+        )
+
+
 def connect() -> None:
     """Join the cluster this process was submitted to, or the one the environment names."""
     if ray.is_initialized():
@@ -92,7 +101,7 @@ def connect() -> None:
             address="auto",
             runtime_env={"env_vars": {"PYTHONPATH": path}},
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     except ConnectionError as exc:
         raise ResourceError(
@@ -160,6 +169,7 @@ def _preflight(
     config = head_config(base, settings.head, output_names(settings.head, data.labels))
     stages = [int(settings.zero)] if settings.zero != "auto" else _stages(fewest, load_in)
     available = _memory_there(device, most)
+    short: list[tuple[float, float]] = []
     for zero in stages:
         need = memory_need(
             config,
@@ -176,8 +186,10 @@ def _preflight(
         )
         if available is None or need.total <= available:
             return device, zero, need
+        short.append((need.total, available))
+    needed, held = min(short)
     raise ResourceError(
-        f"each worker needs about {need.total / GIB:.1f} GiB and has {available / GIB:.1f} GiB: "
+        f"each worker needs about {needed / GIB:.1f} GiB and has {held / GIB:.1f} GiB: "
         "lower --batch_tokens, set --gradient_checkpointing true, load the base in 8bit or 4bit, "
         "or use more --workers with --zero 3"
     )
@@ -212,89 +224,21 @@ def _plan_line(settings: FinetuneSettings, device: str, zero: int) -> str:
     return f"plan: {workers} {device.upper()} worker(s), ZeRO-{zero}, {settings.head} head; needs"
 
 
-@ray.remote(num_cpus=0)
-class Mailbox:
-    """Carries what the first worker has to say to the driver, in order."""
-
-    def __init__(self) -> None:
-        self._messages: list[tuple[str, Any]] = []
-
-    def put(self, kind: str, content: Any) -> None:
-        self._messages.append((kind, content))
-
-    def take(self) -> list[tuple[str, Any]]:
-        messages, self._messages = self._messages, []
-        return messages
-
-
-class _Listener(threading.Thread):
-    """Follows the mailbox: progress on the terminal, TensorBoard and MLflow; keeps the outcome."""
-
-    def __init__(self, mailbox: "ActorHandle[Any]", settings: FinetuneSettings) -> None:
-        super().__init__(daemon=True)
-        self._mailbox = mailbox
-        self._settings = settings
-        self._done = threading.Event()
-        self.outcome: Outcome | None = None
-        self.refusal: RaytagError | None = None
-
-    def run(self) -> None:
-        from tensorboardX import SummaryWriter
-
-        with tempfile.TemporaryDirectory() as events, TrainingProgress() as progress:
-            writer = SummaryWriter(events)
-            while True:
-                last = self._done.is_set()
-                for kind, content in ray.get(self._mailbox.take.remote()):
-                    if kind == "outcome":
-                        self.outcome = content
-                    elif kind == "refusal":
-                        self.refusal = content
-                    else:
-                        self._show(progress, content)
-                        _write_events(writer, content)
-                if last:
-                    break
-                self._done.wait(0.3)
-            writer.close()
-            storage.upload_folder(events, storage.join(self._settings.output, "tensorboard"))
-
-    def finish(self) -> None:
-        """Take what is left, and end."""
-        self._done.set()
-        self.join()
-
-    def _show(self, progress: TrainingProgress, record: Mapping[str, Any]) -> None:
-        step, total = record["step"], record["total_steps"]
-        left = record["seconds"] / step * (total - step)
-        progress.update(step, total, record["loss"], record.get("dev_f1"), left)
-
-
-def _write_events(writer: Any, record: Mapping[str, Any]) -> None:
-    step = record["step"]
-    writer.add_scalar("train/loss", record["loss"], step)
-    if record["gradient_norm"] is not None:
-        writer.add_scalar("train/gradient_norm", record["gradient_norm"], step)
-    for name, rate in record["rates"].items():
-        writer.add_scalar(f"rate/{name}", rate, step)
-    if "dev_f1" in record:
-        writer.add_scalar("dev/f1", record["dev_f1"], step)
-
-
 def _train(job: TrainJob, device: str) -> Outcome:
     """Run the worker group to its end. A worker's own RaytagError comes out as it was."""
     settings = job.settings
-    mailbox = Mailbox.remote()
-    listener = _Listener(mailbox, settings)
-    listener.start()
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    follower = Follower(mailbox, settings, job.run)
+    follower.start()
     low, high = settings.worker_range
+    workers: Any = low if low == high else (low, high)
     cpus = ray.cluster_resources().get("CPU", 1.0)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": ray.put(job), "mailbox": mailbox, "started": time.time()},
             scaling_config=ScalingConfig(
-                num_workers=low if low == high else (low, high),
+                num_workers=workers,
                 use_gpu=device == "gpu",
                 resources_per_worker=(
                     {"GPU": 1} if device == "gpu" else {"CPU": max(1, int(cpus // high))}
@@ -309,9 +253,9 @@ def _train(job: TrainJob, device: str) -> Outcome:
         try:
             trainer.fit()
         finally:
-            listener.finish()
-    if listener.refusal is not None:
-        raise listener.refusal
-    if listener.outcome is None:
+            follower.finish()
+    if follower.refusal is not None:
+        raise follower.refusal
+    if follower.outcome is None:
         raise RuntimeError("training ended without an outcome")
-    return listener.outcome
+    return follower.outcome

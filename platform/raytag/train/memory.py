@@ -72,9 +72,7 @@ def memory_need(
         if isinstance(module, torch.nn.Linear) and any(p.isdigit() for p in path.split("."))
     ]
     adapted = sum(lora.rank * (m.in_features + m.out_features) for _, m in blocks)
-    embedded = sum(
-        m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding)
-    )
+    embedded = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
     # Embeddings and norms stay in the compute dtype whatever the linear layers are kept in.
     plain = 4.0 if load_in == "fp32" else 2.0
     base = embedded * plain + (total - embedded) * _BYTES[load_in]

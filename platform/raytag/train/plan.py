@@ -56,9 +56,7 @@ class Plan:
         batches: list[list[int]] = []
         for at in range(0, len(order), span):
             mega = sorted(order[at : at + span], key=lambda i: -self.lengths[i])
-            batches += [
-                mega[i : i + self.batch_size] for i in range(0, len(mega), self.batch_size)
-            ]
+            batches += [mega[i : i + self.batch_size] for i in range(0, len(mega), self.batch_size)]
         rng.shuffle(batches)
         return batches
 

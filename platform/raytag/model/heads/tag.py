@@ -7,6 +7,7 @@ B), the most probable of them: independent word probabilities under BIO's transi
 (Viterbi 1967).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ from raytag.text.spans import Entity, Example
 from raytag.text.words import words
 
 OUTSIDE = 0
+_NEVER = -1e6
+"""A log-probability that no other evidence makes up for; finite, so that sums can be compared."""
 
 
 def tag_names(labels: Sequence[str]) -> tuple[str, ...]:
@@ -50,33 +53,37 @@ class TagHead:
     def encode(self, example: Example) -> Encoded:
         """Targets at the first token of each word.
 
-        An entity that cuts a word is widened to it and counted as lost, as is one that overlaps
-        an earlier one or covers no word.
+        An entity that cuts a word is widened to it; of two that overlap the earlier is kept, and
+        one that covers no word is left out. What the targets then do not say is counted as lost.
+        Raises DataError for a label outside ``labels``.
         """
+        foreign = sorted({entity.label for entity in example.entities} - set(self.labels))
+        if foreign:
+            raise DataError(f"example {example.id!r} has labels the head does not know: {foreign}")
         input_ids, units = self._units(example.text)
         tags = [OUTSIDE] * len(units)
-        lost = 0
         for entity in example.entities:
             covered = [
                 i for i, u in enumerate(units) if u.start < entity.end and entity.start < u.end
             ]
-            if not covered or any(tags[i] != OUTSIDE for i in covered):
-                lost += 1
+            if any(tags[i] != OUTSIDE for i in covered):
                 continue
-            exact = (units[covered[0]].start, units[covered[-1]].end)
-            lost += exact != (entity.start, entity.end)
             begin = 1 + 2 * self.labels.index(entity.label)
             for i in covered:
                 tags[i] = begin + (i != covered[0])
         targets = [IGNORED] * len(input_ids)
-        for unit, tag in zip(units, tags, strict=True):
+        certain = np.zeros((len(units), 1 + 2 * len(self.labels)), dtype=np.float32)
+        for i, (unit, tag) in enumerate(zip(units, tags, strict=True)):
             if unit.token is not None:
                 targets[unit.token] = tag
-        return Encoded(input_ids, targets, lost)
+                certain[i] = _NEVER
+                certain[i, tag] = 0.0
+        said = Counter(self._read(units, certain))
+        return Encoded(input_ids, targets, (Counter(example.entities) - said).total())
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """Padded on the right."""
-        longest = max(len(row.input_ids) for row in rows)
+        """Padded on the right, and never empty: some models fail on no tokens at all."""
+        longest = max(1, *(len(row.input_ids) for row in rows))
         shape = (len(rows), longest)
         ids = torch.full(shape, self.tokenizer.pad_token_id)
         mask = torch.zeros(shape, dtype=torch.int64)
@@ -109,21 +116,28 @@ class TagHead:
         a text with lone surrogates, ModelError for a model whose logits are not numbers.
         """
         rows = [self._units(text) for text in texts]
-        batch = self.collate([Encoded(ids, [IGNORED] * len(ids)) for ids, _ in rows])
-        batch = batch.to(next(model.parameters()).device)
+        # A text that tokenizers make nothing of may leave nothing to call the model with.
+        asked = [i for i, (_, units) in enumerate(rows) if any(u.token is not None for u in units)]
+        found: list[list[Entity]] = [[] for _ in texts]
+        if not asked:
+            return found
+        encoded = [Encoded(ids, [IGNORED] * len(ids)) for ids, _ in (rows[i] for i in asked)]
+        batch = self.collate(encoded).to(next(model.parameters()).device)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         probabilities = logits.float().log_softmax(-1).cpu().numpy()
-        return [
-            self._decode(units, log_p)
-            for (_, units), log_p in zip(rows, probabilities, strict=True)
-        ]
+        for i, log_p in zip(asked, probabilities, strict=True):
+            found[i] = self._decode(rows[i][1], log_p)
+        return found
 
     def _decode(self, units: list[Unit], log_p: NDArray[np.float32]) -> list[Entity]:
-        if not units:
-            return []
+        """Entities from log-probabilities of shape (tokens, classes)."""
         # A unit without a token says nothing for or against any label.
-        rows = [log_p[u.token] if u.token is not None else np.zeros_like(log_p[0]) for u in units]
-        scores = np.stack(rows)
+        nothing = np.zeros(log_p.shape[1], dtype=np.float32)
+        scores = [nothing if u.token is None else log_p[u.token] for u in units]
+        return self._read(units, np.stack(scores)) if scores else []
+
+    def _read(self, units: list[Unit], scores: NDArray[np.float32]) -> list[Entity]:
+        """Entities from log-probabilities of shape (units, classes)."""
         if np.isnan(scores).any():
             raise ModelError(
                 "the model's logits are not numbers (NaN): its weights or dtype are off"

@@ -1,0 +1,144 @@
+"""Scoring one adapter on one file, in the same way training does.
+
+The model runs where the cluster has room for it; the report is written by the driver.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import ray
+
+from raytag import storage
+from raytag.errors import RaytagError, SettingsError
+from raytag.model.adapter import AdapterCard, context, load_adapter
+from raytag.model.base import LoadIn
+from raytag.model.tagger import Tagger
+from raytag.report.content import DataNotes, Report, Resources, to_json
+from raytag.report.mistakes import worst_errors
+from raytag.report.page import render_page
+from raytag.text.check import check_data
+from raytag.text.formats import Format, read_examples, write_jsonl
+from raytag.text.score import confusion, join_examples, score
+from raytag.text.spans import Entity, Example
+from raytag.train.finetune import connect
+from raytag.train.publish import WORST, versions
+from raytag.train.worker import JOINED
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """Score an adapter on annotated text: strict, entity level, over character offsets."""
+
+    adapter: str
+    """Folder of the adapter, local or s3://."""
+    data: str
+    """Annotated text: file, folder or data set, local or s3://."""
+    output: str | None = None
+    """Folder for report.html, report.json and predictions; only printed if not given."""
+    base: str | None = None
+    """Where the base model is, if elsewhere than the adapter's card says."""
+    load_in: LoadIn | None = None
+    """Precision of the base; that of the training if not given."""
+    format: Format = "auto"
+    """Format of the data; auto looks."""
+    threshold: float = 0.0
+    """Leave out entities that score below this."""
+    batch_tokens: int = 4096
+    """Most tokens in one forward pass, padding included."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise SettingsError(f"threshold must be in [0, 1), not {self.threshold}")
+        if self.batch_tokens < 1:
+            raise SettingsError(f"batch_tokens must be at least 1, not {self.batch_tokens}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagged:
+    """What the model found, in the order of the texts."""
+
+    card: AdapterCard
+    entities: Sequence[Sequence[Entity]]
+    seconds: float
+
+
+def evaluate(settings: EvaluateSettings) -> Report:
+    """Score, and write the report if an output is named. Raises RaytagError."""
+    started = time.time()
+    read = read_examples(settings.data, settings.format)
+    examples = list(read.examples)
+    documents = join_examples(examples, JOINED)
+    connect()
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    tag = ray.remote(num_gpus=gpus, max_retries=2)(_tag)
+    texts = [example.text for example in (*examples, *documents)]
+    answer = ray.get(tag.remote(settings, texts))
+    if isinstance(answer, RaytagError):
+        raise answer
+    found, joined = answer.entities[: len(examples)], answer.entities[len(examples) :]
+    check = check_data((), (), examples)
+    gold = [example.entities for example in examples]
+    report = Report(
+        title=settings.adapter.rstrip("/").rsplit("/", 1)[-1],
+        summary=f"{answer.card.base}, {answer.card.head} head, on {settings.data}",
+        test=score(gold, found),
+        test_documents=score([document.entities for document in documents], joined),
+        confusions=confusion(gold, found),
+        errors=worst_errors(examples, found, WORST),
+        data=DataNotes(
+            counts={"test": {"examples": len(examples), "entities": sum(map(len, gold))}},
+            notes=(*read.notes, *check.lines()),
+            check=check.to_dict(),
+        ),
+        settings=asdict(settings),
+        resources=Resources(
+            seconds={"tag": answer.seconds, "everything": time.time() - started},
+            examples_per_second=len(texts) / answer.seconds,
+            device="GPU" if gpus else "CPU",
+        ),
+        versions=versions(),
+    )
+    if settings.output:
+        _write(settings.output, report, examples, found)
+    return report
+
+
+def _tag(settings: EvaluateSettings, texts: Sequence[str]) -> Tagged | RaytagError:
+    """Load the adapter and tag; a mistake of the user's comes back as a value, since a raised
+    one would be wrapped in Ray's own."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            storage.download_folder(settings.adapter, folder)
+            loaded = load_adapter(
+                Path(folder), base=settings.base, load_in=settings.load_in, device=device
+            )
+        tagger = Tagger(
+            model=loaded.model,
+            head=loaded.head,
+            window=loaded.card.window,
+            max_tokens=context(loaded.model) or 1 << 20,
+            batch_tokens=settings.batch_tokens,
+            threshold=settings.threshold,
+        )
+        started = time.time()
+        return Tagged(card=loaded.card, entities=tagger.tag(texts), seconds=time.time() - started)
+    except RaytagError as exc:
+        return exc
+
+
+def _write(
+    output: str, report: Report, examples: Sequence[Example], found: Sequence[Sequence[Entity]]
+) -> None:
+    predicted = [
+        Example(e.id, e.text, tuple(entities), e.group)
+        for e, entities in zip(examples, found, strict=True)
+    ]
+    write_jsonl(storage.join(output, "predictions.jsonl"), predicted)
+    storage.write_bytes(storage.join(output, "report.html"), render_page(report).encode())
+    storage.write_bytes(storage.join(output, "report.json"), to_json(report).encode())
