@@ -12,10 +12,10 @@ examples, batch size, rates, schedule, clipping and dtype, one process on two th
                       longest
     trainer, grouped  the same with train_sampling_strategy="group_by_length"
 
-They take turns in one process, so that whatever else the machine does falls on all of them.
-Only the steps are timed: from the Trainer's on_train_begin to on_train_end, and from our first
-step to our last. Tokenising is done before, for every side. After the epochs each side's model
-is scored on dev by the same tagger.
+They take short turns in one process, so that whatever else the machine does falls on all of
+them. Only the steps are timed: from the Trainer's on_train_begin to on_train_end, and from our
+first step to our last. Tokenising is done before, for every side. Then each side trains for all
+epochs, a few seeds, and its model is scored on dev by the same tagger.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,9 @@ class Task:
         limit = context(model)
         return adapted, make_head(head_name, self.tokenizer, self.labels, context=limit)
 
+    def for_epochs(self, epochs: int) -> "Task":
+        return replace(self, settings=replace(self.settings, epochs=epochs))
+
     def dev_f1(self, model: nn.Module, head: Head) -> float:
         tagger = Tagger(
             model=model.eval(),
@@ -103,6 +106,8 @@ class Trained:
     """What one training came to."""
 
     seconds: float
+    cpu_seconds: float
+    """Of this process: what is left of contention once waiting for a core is out of it."""
     model: nn.Module
     head: Head
 
@@ -110,15 +115,16 @@ class Trained:
 def train_ours(task: Task, seed: int) -> Trained:
     """All steps of a worker's loop."""
     model, head = task.model_and_head(seed)
-    settings = FinetuneSettings(**{**vars(task.settings), "seed": seed})
+    settings = replace(task.settings, seed=seed)
     with _local_rank():
         loop = Loop(model, head, task.train, settings, zero=0)
-        begun = time.perf_counter()
+        clock = _Clock()
+        clock.on_train_begin()
         for step in range(loop.plan.total_steps):
             loop.take(step)
-        seconds = time.perf_counter() - begun
+        clock.on_train_end()
     loop.engine.close()
-    return Trained(seconds, model, head)
+    return Trained(clock.seconds, clock.cpu_seconds, model, head)
 
 
 def train_theirs(task: Task, seed: int, sampling: str) -> Trained:
@@ -157,7 +163,7 @@ def train_theirs(task: Task, seed: int, sampling: str) -> Trained:
         trainer.train()
     if trainer.state.global_step != steps:
         raise RuntimeError(f"the Trainer took {trainer.state.global_step} steps, not {steps}")
-    return Trained(clock.seconds, model, head)
+    return Trained(clock.seconds, clock.cpu_seconds, model, head)
 
 
 def loraplus_of_peft(model: PeftModel, settings: FinetuneSettings) -> torch.optim.Optimizer:
@@ -201,15 +207,16 @@ def trainer_row(row: Encoded, head: HeadName) -> dict[str, list[int]]:
 
 
 class _Clock(TrainerCallback):
-    """Seconds between the Trainer's first step and its last."""
+    """Seconds from the first step to the last."""
 
-    seconds = 0.0
+    seconds = cpu_seconds = 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._begun = time.perf_counter()
+        self._begun = time.perf_counter(), time.process_time()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.seconds = time.perf_counter() - self._begun
+        self.seconds = time.perf_counter() - self._begun[0]
+        self.cpu_seconds = time.process_time() - self._begun[1]
 
 
 @contextmanager
@@ -263,11 +270,11 @@ def read_task(arguments: argparse.Namespace) -> Task:
     )
 
 
-def measure(task: Task, rounds: int, seeds: int) -> dict[str, Any]:
-    """Rounds in turns; every side is scored after its training in the first ``seeds`` rounds."""
+def time_sides(task: Task, rounds: int) -> dict[str, Any]:
+    """Examples per second of each side, in turns."""
     examples = len(task.train) * task.settings.epochs
     speeds: dict[str, list[float]] = {side: [] for side in SIDES}
-    f1s: dict[str, list[float]] = {side: [] for side in SIDES}
+    cpu: dict[str, list[float]] = {side: [] for side in SIDES}
     loads = []
     for turn in range(rounds):
         loads.append(os.getloadavg()[0])
@@ -275,39 +282,57 @@ def measure(task: Task, rounds: int, seeds: int) -> dict[str, Any]:
         for side in (*SIDES[turn % 3 :], *SIDES[: turn % 3]):
             trained = train_side(side, task, seed=turn)
             speeds[side].append(examples / trained.seconds)
-            if turn < seeds:
-                f1s[side].append(task.dev_f1(trained.model, trained.head))
+            cpu[side].append(examples / trained.cpu_seconds)
             del trained
             gc.collect()
         shown = ", ".join(f"{side} {speeds[side][-1]:.1f}" for side in SIDES)
         print(f"round {turn + 1}: {shown} examples/s", file=sys.stderr, flush=True)
-    medians = {side: statistics.median(speeds[side]) for side in SIDES}
-    ratios = {
+    return {
+        "epochs_per_round": task.settings.epochs,
+        "examples_per_second": speeds,
+        "median_examples_per_second": medians(speeds),
+        "median_ratio": medians(ratios(speeds)),
+        "ratio_per_round": ratios(speeds),
+        "examples_per_cpu_second": cpu,
+        "median_ratio_of_cpu_seconds": medians(ratios(cpu)),
+        "load_average_before_each_round": loads,
+    }
+
+
+def ratios(speeds: dict[str, list[float]]) -> dict[str, list[float]]:
+    """How many times as fast we are as each other side, round by round."""
+    return {
         side: [ours / theirs for ours, theirs in zip(speeds[OURS], speeds[side], strict=True)]
         for side in (PLAIN, GROUPED)
     }
-    return {
-        "examples_per_second": speeds,
-        "median_examples_per_second": medians,
-        "ratio_per_round": ratios,
-        "median_ratio": {side: statistics.median(values) for side, values in ratios.items()},
-        "dev_f1": f1s,
-        "load_average_before_each_round": loads,
-    }
+
+
+def medians(values: dict[str, list[float]]) -> dict[str, float]:
+    return {side: statistics.median(of_side) for side, of_side in values.items()}
+
+
+def score_sides(task: Task, seeds: int) -> dict[str, list[float]]:
+    """Dev F1 of each side after all epochs, by seed."""
+    f1s: dict[str, list[float]] = {side: [] for side in SIDES}
+    for seed in range(seeds):
+        for side in SIDES:
+            trained = train_side(side, task, seed)
+            f1s[side].append(task.dev_f1(trained.model, trained.head))
+    return f1s
 
 
 def table(found: dict[str, Any], task: Task) -> str:
     lines = [
         f"{task.settings.head} head, {len(task.train)} examples of {task.settings.train}, "
-        f"{task.settings.epochs} epochs, batch {task.settings.batch_size}",
-        f"{'':18}{'examples/s':>12}{'raytag is':>12}{'dev F1, by seed':>24}",
+        f"batch {task.settings.batch_size}; dev F1 after {task.settings.epochs} epochs",
+        f"{'':18}{'examples/s':>12}{'raytag is':>12}   dev F1, by seed",
     ]
     for side in SIDES:
         ratio = found["median_ratio"].get(side)
         times = f"{ratio:.2f}x" if ratio else ""
         f1s = " ".join(f"{f1:.3f}" for f1 in found["dev_f1"][side])
         median = found["median_examples_per_second"][side]
-        lines.append(f"{side:18}{median:12.1f}{times:>12}{f1s:>24}")
+        lines.append(f"{side:18}{median:12.1f}{times:>12}   {f1s}")
     return "\n".join(lines)
 
 
@@ -327,23 +352,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--head", choices=("tag", "generate"), default="tag")
     parser.add_argument("--data", choices=("news", "wnut17"), default="news")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=3, help="rounds whose models are scored")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side that are timed")
+    parser.add_argument("--timed-epochs", type=int, default=2, help="epochs of a turn")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each side to score")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of a training to score")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     task = read_task(arguments)
-    train_side(OURS, _short(task), 0)
-    train_side(PLAIN, _short(task), 0)
-    found = measure(task, arguments.rounds, arguments.seeds)
+    # What a process does once (imports, allocations) is done before anything is timed.
+    for side in SIDES:
+        train_side(side, task.for_epochs(1), 0)
+    found = time_sides(task.for_epochs(arguments.timed_epochs), arguments.rounds)
+    found["dev_f1"] = score_sides(task, arguments.seeds)
     print(table(found, task))
     results = Path(__file__).parent / "results" / "training_speed.json"
     results.parent.mkdir(exist_ok=True)
     kept = json.loads(results.read_text()) if results.is_file() else {}
-    kept[f"{arguments.data}, {arguments.head}"] = {
+    kept[f"{arguments.data}, {arguments.head}, {arguments.threads} threads"] = {
         "command": " ".join(["python", "benchmarks/training_speed.py", *sys.argv[1:]]),
         "examples": len(task.train),
         "epochs": arguments.epochs,
@@ -353,12 +381,6 @@ def main() -> None:
     }
     results.write_text(json.dumps(kept, indent=2) + "\n")
     dist.destroy_process_group()
-
-
-def _short(task: Task) -> Task:
-    """One epoch, for what a process does once (imports, allocations) before anything is timed."""
-    settings = FinetuneSettings(**{**vars(task.settings), "epochs": 1})
-    return Task(**{**vars(task), "settings": settings})
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def test_weights_that_are_not_whole_are_refused(own: Made) -> None:
     for name in ("lora_A", "score"):
         missing = next(key for key in whole if name in key)
         save_file({key: tensor for key, tensor in whole.items() if key != missing}, file)
-        with pytest.raises(ModelError, match="lacks 1 of the adapter's tensors"):
+        with pytest.raises(ModelError, match="lacks .* not written whole"):
             load_adapter(own.folder)
     save_file({key: tensor[..., :1].contiguous() for key, tensor in whole.items()}, file)
     with pytest.raises(ModelError, match="cannot be loaded"):

@@ -210,6 +210,8 @@ def _adapted(model: PreTrainedModel, folder: Path) -> PeftModel:
         adapted: PeftModel = PeftModel.from_pretrained(model, folder)
         with safe_open(folder / WEIGHTS, "pt") as file:
             stored = set(file.keys())
+    except KeyError as exc:  # peft's way to miss a tensor of the head
+        raise ModelError(f"{folder / WEIGHTS} lacks {exc}: it was not written whole") from exc
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as exc:
         reason = " ".join(str(exc).split())[:300]
         raise ModelError(f"the adapter at {folder} cannot be loaded: {reason}") from exc

@@ -26,7 +26,7 @@ class SparseDropout(nn.Dropout):
             return input
         if input.device.type != "cpu" or self.p > _MOST:
             return super().forward(input)
-        dropped: Tensor = _Drop.apply(input, self.p)
+        dropped: Tensor = _Drop.apply(input, self.p)  # type: ignore[no-untyped-call]
         return dropped
 
 

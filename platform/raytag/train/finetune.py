@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -73,7 +74,10 @@ def finetune(settings: FinetuneSettings) -> Published | None:
         window=data.window,
         run=run,
     )
-    driver = {"read data and connect": time.time() - started}
+    driver = {
+        "start driver": started - psutil.Process().create_time(),
+        "read data and connect": time.time() - started,
+    }
     outcome = _train(job, device)
     published = publish(settings, data, outcome, driver)
     storage.remove_folder(job.checkpoints)
