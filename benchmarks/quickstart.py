@@ -17,7 +17,6 @@ from typing import Any
 
 from crf_baseline import score as crf_score
 from machine import machine
-
 from raytag.local import LocalCluster
 
 ROOT = Path(__file__).resolve().parents[1]

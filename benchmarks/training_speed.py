@@ -51,8 +51,9 @@ from transformers import (
 
 from raytag.model.adapter import context, make_head, output_names
 from raytag.model.base import Base, find_base, load_model, load_tokenizer
-from raytag.model.heads import IGNORED, Encoded, Head, HeadName
+from raytag.model.heads import IGNORED, Encoded, Head
 from raytag.model.lora import add_adapter
+from raytag.model.settings import HeadName
 from raytag.model.tagger import Tagger
 from raytag.text.formats import read_examples
 from raytag.text.score import score

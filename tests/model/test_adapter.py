@@ -28,8 +28,8 @@ from raytag.model.adapter import (
     snippet,
 )
 from raytag.model.base import Base, find_base, load_model, load_tokenizer
-from raytag.model.heads import HeadName
-from raytag.model.lora import LoraSettings, add_adapter
+from raytag.model.lora import add_adapter
+from raytag.model.settings import HeadName, LoraSettings
 
 LABELS = ("PER", "LOC")
 CASES = ("qwen2-generate", "llama-generate", "qwen2-tag", "bert-tag")

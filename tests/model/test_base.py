@@ -19,9 +19,9 @@ from transformers import (
 
 from raytag.errors import ModelError
 from raytag.model.adapter import context
-from raytag.model.base import LoadIn, find_base, is_decoder, load_model, load_tokenizer
-from raytag.model.heads import HeadName
+from raytag.model.base import find_base, is_decoder, load_model, load_tokenizer
 from raytag.model.heads.tag import tag_names
+from raytag.model.settings import HeadName, LoadIn
 
 CLASSES = tag_names(("PER", "LOC"))
 IDS = torch.tensor([[5, 6, 7, 8, 9]])

@@ -262,27 +262,6 @@ class Counting(nn.Module):
         return self.module(**inputs)
 
 
-@pytest.mark.parametrize("own", [[], ["Tim met Ann"], [" "]])
-def test_a_rank_without_work_keeps_pace_with_the_others(
-    own: list[str], loaded: dict[Layout, Loaded]
-) -> None:
-    plain, model = loaded["byte-level"]
-    others_need = 150
-    asked: list[bool] = []
-
-    def keep_pace(working: bool) -> bool:
-        asked.append(working)
-        return working or len(asked) <= others_need
-
-    head = GenerateHead(
-        plain.vocabulary.tokenizer, LABELS, vocabulary=plain.vocabulary, keep_pace=keep_pace
-    )
-    counting = Counting(model)
-    assert head.extract(counting, own) == plain.extract(model, own)
-    assert counting.passes == others_need
-    assert asked == sorted(asked, reverse=True), "work first, then none"
-
-
 def test_rows_that_are_finished_leave_the_batch(loaded: dict[Layout, Loaded]) -> None:
     head, model = loaded["byte-level"]
     counting = Counting(model)

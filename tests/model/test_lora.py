@@ -14,15 +14,8 @@ from torch import Tensor, nn
 from raytag.errors import ModelError, SettingsError
 from raytag.model.adapter import make_head, output_names
 from raytag.model.base import find_base, load_model, load_tokenizer
-from raytag.model.heads import HeadName
-from raytag.model.lora import (
-    LoraPlusSettings,
-    LoraSettings,
-    add_adapter,
-    linear_targets,
-    make_optimizer,
-    parameter_groups,
-)
+from raytag.model.lora import add_adapter, linear_targets, make_optimizer, parameter_groups
+from raytag.model.settings import HeadName, LoraPlusSettings, LoraSettings
 from raytag.text.spans import Entity, Example
 
 LABELS = ("PER", "LOC")

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from raytag.errors import DataError, ModelError
 from raytag.model.adapter import context, make_head, output_names
 from raytag.model.base import find_base, load_model, load_tokenizer
-from raytag.model.heads import Head, HeadName
+from raytag.model.heads import Head
 from raytag.model.heads.generate import GenerateHead
 from raytag.model.heads.tag import TagHead
+from raytag.model.settings import HeadName
 from raytag.model.tagger import Tagger
 from raytag.text.spans import Entity
 from raytag.text.windows import merge, split

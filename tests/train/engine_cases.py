@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForTokenClassification
 
 from raytag.model.heads import IGNORED
-from raytag.model.lora import LoraPlusSettings, LoraSettings, add_adapter, parameter_groups
+from raytag.model.lora import add_adapter, parameter_groups
+from raytag.model.settings import LoraPlusSettings, LoraSettings
 from raytag.train.engine import Engine, EngineSettings, TrainedState
 from raytag.train.plan import Plan, rate_at
 

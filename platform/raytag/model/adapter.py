@@ -25,17 +25,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raytag.errors import ModelError
-from raytag.model.base import (
-    Base,
-    LoadIn,
-    find_base,
-    head_config,
-    load_model,
-    load_tokenizer,
-)
-from raytag.model.heads import Head, HeadName
+from raytag.model.base import Base, find_base, head_config, load_model, load_tokenizer
+from raytag.model.heads import Head
 from raytag.model.heads.generate import GenerateHead
 from raytag.model.heads.tag import TagHead, tag_names
+from raytag.model.settings import HeadName, LoadIn
 from raytag.text.prompt import INSTRUCTION, ask
 
 CARD = "card.json"

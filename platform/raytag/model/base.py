@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -29,9 +29,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from raytag.errors import ModelError
-from raytag.model.heads import HeadName
-
-LoadIn = Literal["auto", "fp32", "bf16", "8bit", "4bit"]
+from raytag.model.settings import HeadName, LoadIn
 
 _WEIGHTS = "*.safetensors"
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")

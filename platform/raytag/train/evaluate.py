@@ -14,7 +14,7 @@ import ray
 from raytag import storage
 from raytag.errors import RaytagError, SettingsError
 from raytag.model.adapter import AdapterCard, context, load_adapter
-from raytag.model.base import LoadIn
+from raytag.model.settings import LoadIn
 from raytag.model.tagger import Tagger
 from raytag.report.content import DataNotes, Report, Resources, to_json
 from raytag.report.mistakes import worst_errors

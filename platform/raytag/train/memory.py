@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
-from raytag.model.lora import LoraSettings
+from raytag.model.settings import LoraSettings
 
 GIB = 2**30
 _RESERVE = 1.5 * GIB

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raytag.errors import SettingsError
-from raytag.model.base import LoadIn
-from raytag.model.heads import HeadName
-from raytag.model.lora import LoraPlusSettings, LoraSettings
+from raytag.model.settings import HeadName, LoadIn, LoraPlusSettings, LoraSettings
 from raytag.text.formats import Format
 from raytag.text.prompt import INSTRUCTION, ask
 

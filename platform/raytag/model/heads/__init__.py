@@ -7,15 +7,14 @@ batches, and it never sees more than one batch at a time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from raytag.errors import DataError
+from raytag.model.settings import HeadName
 from raytag.text.spans import Entity, Example
-
-HeadName = Literal["tag", "generate"]
 
 IGNORED = -100
 """The target of a token that takes no part in the loss."""

@@ -19,9 +19,10 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedTokenizerBase
 
 from raytag.errors import DataError, ModelError
-from raytag.model.heads import IGNORED, Batch, Encoded, HeadName, TooLong
+from raytag.model.heads import IGNORED, Batch, Encoded, TooLong
 from raytag.model.heads.grammar import Answer, Grammar, Ids
 from raytag.model.heads.vocabulary import Vocabulary
+from raytag.model.settings import HeadName
 from raytag.text.prompt import INSTRUCTION, ask, write_answer
 from raytag.text.spans import Entity, Example
 
@@ -34,12 +35,6 @@ class GenerateHead:
         it ``encode`` and ``extract`` raise TooLong, they cut nothing off.
     ``vocabulary``
         The tokenizer's, if another head has built it already.
-    ``keep_pace``
-        Under ZeRO-3 every forward pass is collective. Called before each pass of ``extract``
-        with whether this rank has work left, it says whether any rank has; while it does, a
-        rank without work runs passes over nothing. Every rank then calls ``extract`` equally
-        often, with no texts if it has none.
-
     Raises ModelError for a tokenizer that cannot write text exactly, SettingsError for a
     template without its ``{text}`` or an empty label set.
     """
@@ -52,14 +47,12 @@ class GenerateHead:
         template: str = INSTRUCTION,
         context: int | None = None,
         vocabulary: Vocabulary | None = None,
-        keep_pace: Callable[[bool], bool] | None = None,
     ) -> None:
         ask("", template)  # a template that cannot work is refused here
         self.name: HeadName = "generate"
         self.labels = tuple(labels)
         self.template = template
         self.context = context
-        self.keep_pace = keep_pace
         self.vocabulary = vocabulary or Vocabulary(tokenizer)
         self.grammar = Grammar(self.vocabulary, self.labels)
 
@@ -145,10 +138,7 @@ class GenerateHead:
         finished = np.array([eos])
         rows = _Rows(model, *(t.to(device) for t in _pad_left(prompts, eos)))
         lengths = [len(prompt) for prompt in prompts]
-        while self._anyone(bool(answers)):
-            if not answers:
-                _forward(model, input_ids=torch.tensor([[eos]], device=device), use_cache=False)
-                continue
+        while answers:
             self._fits(max(lengths) + 1, "a text with the answer the model gives")
             logits = rows.logits()
             if logits.shape[-1] <= self.vocabulary.largest:
@@ -169,9 +159,6 @@ class GenerateHead:
                 rows.keep(kept)
                 tokens = tokens[kept]
             rows.write(tokens)
-
-    def _anyone(self, working: bool) -> bool:
-        return self.keep_pace(working) if self.keep_pace else working
 
     def _prompt(self, text: str) -> list[int]:
         return self.vocabulary.prompt_ids(ask(text, self.template, self.labels))

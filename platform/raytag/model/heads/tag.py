@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from raytag.errors import DataError, ModelError
-from raytag.model.heads import IGNORED, Batch, Encoded, HeadName
+from raytag.model.heads import IGNORED, Batch, Encoded
+from raytag.model.settings import HeadName
 from raytag.text.spans import Entity, Example
 from raytag.text.words import words
 
