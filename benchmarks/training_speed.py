@@ -22,7 +22,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -30,29 +29,30 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import transformers
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
-from raytag.model.adapter import context, make_head, output_names
+from machine import machine
+from raytag.model.adapter import make_head, output_names
 from raytag.model.base import Base, find_base, load_model, load_tokenizer
 from raytag.model.heads import IGNORED, Encoded, Head
-from raytag.model.lora import add_adapter
+from raytag.model.lora import add_adapter, linear_targets
 from raytag.model.settings import HeadName
 from raytag.model.tagger import Tagger
 from raytag.text.formats import read_examples
@@ -79,22 +79,23 @@ class Task:
     rows: Sequence[dict[str, list[int]]]
     """``train`` as the Trainer takes it."""
 
-    def model_and_head(self, seed: int) -> tuple[PeftModel, Head]:
-        """Base, head and adapter, their new weights from the seed."""
+    def new_model(self, seed: int) -> PreTrainedModel:
+        """The base with the head's output layer, its new weights from the seed."""
         torch.manual_seed(seed)
-        head_name = self.settings.head
-        model = load_model(self.base, head_name, output_names(head_name, self.labels), "fp32")
-        adapted = add_adapter(model, head_name, self.settings.lora)
-        limit = context(model)
-        return adapted, make_head(head_name, self.tokenizer, self.labels, context=limit)
+        head = self.settings.head
+        return load_model(self.base, head, output_names(head, self.labels), "fp32")
+
+    def head(self) -> Head:
+        limit = self.base.config.get_text_config().max_position_embeddings
+        return make_head(self.settings.head, self.tokenizer, self.labels, context=limit)
 
     def for_epochs(self, epochs: int) -> "Task":
         return replace(self, settings=replace(self.settings, epochs=epochs))
 
-    def dev_f1(self, model: nn.Module, head: Head) -> float:
+    def dev_f1(self, model: nn.Module) -> float:
         tagger = Tagger(
             model=model.eval(),
-            head=head,
+            head=self.head(),
             window=max(len(example.text) for example in self.train),
             max_tokens=self.base.config.get_text_config().max_position_embeddings,
         )
@@ -110,28 +111,27 @@ class Trained:
     cpu_seconds: float
     """Of this process: what is left of contention once waiting for a core is out of it."""
     model: nn.Module
-    head: Head
 
 
 def train_ours(task: Task, seed: int) -> Trained:
     """All steps of a worker's loop."""
-    model, head = task.model_and_head(seed)
     settings = replace(task.settings, seed=seed)
+    model = add_adapter(task.new_model(seed), settings.head, settings.lora)
     with _local_rank():
-        loop = Loop(model, head, task.train, settings, zero=0)
+        loop = Loop(model, task.head(), task.train, settings, zero=0)
         clock = _Clock()
         clock.on_train_begin()
         for step in range(loop.plan.total_steps):
             loop.take(step)
         clock.on_train_end()
     loop.engine.close()
-    return Trained(clock.seconds, clock.cpu_seconds, model, head)
+    return Trained(clock.seconds, clock.cpu_seconds, model)
 
 
 def train_theirs(task: Task, seed: int, sampling: str) -> Trained:
     """Trainer.train(), set up for speed the way its documentation says."""
-    model, head = task.model_and_head(seed)
     settings = task.settings
+    model = adapted_by_peft(task.new_model(seed), settings)
     steps = settings.epochs * -(-len(task.rows) // settings.batch_size)
     optimizer = loraplus_of_peft(model, settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -164,7 +164,21 @@ def train_theirs(task: Task, seed: int, sampling: str) -> Trained:
         trainer.train()
     if trainer.state.global_step != steps:
         raise RuntimeError(f"the Trainer took {trainer.state.global_step} steps, not {steps}")
-    return Trained(clock.seconds, clock.cpu_seconds, model, head)
+    return Trained(clock.seconds, clock.cpu_seconds, model)
+
+
+def adapted_by_peft(model: PreTrainedModel, settings: FinetuneSettings) -> PeftModel:
+    """The same LoRA as ours, as peft makes it: with the same seed, the same first weights."""
+    shape = settings.lora
+    config = LoraConfig(
+        task_type=TaskType.TOKEN_CLS if settings.head == "tag" else TaskType.CAUSAL_LM,
+        r=shape.rank,
+        lora_alpha=shape.alpha,  # type: ignore[arg-type]
+        lora_dropout=shape.dropout,
+        target_modules=list(linear_targets(model)),
+    )
+    adapted: PeftModel = get_peft_model(model, config)
+    return adapted
 
 
 def loraplus_of_peft(model: PeftModel, settings: FinetuneSettings) -> torch.optim.Optimizer:
@@ -318,7 +332,7 @@ def score_sides(task: Task, seeds: int) -> dict[str, list[float]]:
     for seed in range(seeds):
         for side in SIDES:
             trained = train_side(side, task, seed)
-            f1s[side].append(task.dev_f1(trained.model, trained.head))
+            f1s[side].append(task.dev_f1(trained.model))
     return f1s
 
 
@@ -335,18 +349,6 @@ def table(found: dict[str, Any], task: Task) -> str:
         median = found["median_examples_per_second"][side]
         lines.append(f"{side:18}{median:12.1f}{times:>12}   {f1s}")
     return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-    names = ("torch", "transformers", "peft", "deepspeed", "accelerate")
-    cpu = Path("/proc/cpuinfo").read_text().split("model name", 1)[-1].split("\n", 1)[0]
-    return {
-        "cpu": cpu.strip("\t: ") or platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
-    }
 
 
 def main() -> None:
@@ -373,12 +375,12 @@ def main() -> None:
     results.parent.mkdir(exist_ok=True)
     kept = json.loads(results.read_text()) if results.is_file() else {}
     kept[f"{arguments.data}, {arguments.head}, {arguments.threads} threads"] = {
-        "command": " ".join(["python", "benchmarks/training_speed.py", *sys.argv[1:]]),
         "examples": len(task.train),
         "epochs": arguments.epochs,
         "batch_size": task.settings.batch_size,
         **found,
         "machine": machine(),
+        "threads": arguments.threads,
     }
     results.write_text(json.dumps(kept, indent=2) + "\n")
     dist.destroy_process_group()

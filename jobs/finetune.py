@@ -19,12 +19,14 @@ def main(arguments: Sequence[str]) -> int:
 
     given = list(arguments) or ["--config", str(ROOT / "jobs" / "sample.yaml")]
     settings = read_settings(FinetuneSettings, given, "finetune.py")
-    from raytag.report.terminal import print_report
+    from raytag.report.terminal import print_report, print_tagged
     from raytag.train.finetune import finetune
 
     published = finetune(settings)
     if published is not None:
-        print_report(published.report)
+        print_report(published.report, sentences=0)
+        print("\nheld-out sentences, as the adapter tags them:")
+        print_tagged([example.text for example in published.test], published.predicted)
         print(f"adapter: {settings.output}/adapter")
         print(f"report:  {settings.output}/report/report.html")
     return 0

@@ -13,6 +13,7 @@ from raytag.report.terminal import (
     is_plain,
     print_entities,
     print_report,
+    print_tagged,
     scores_table,
     visible,
 )
@@ -163,3 +164,13 @@ def test_duration() -> None:
     assert [duration(s) for s in (0, 0.44, 9.96, 12, 59.6, 185, 7620)] == [
         *("0 s", "0.4 s", "10 s", "12 s", "1 min 00 s", "3 min 05 s", "2 h 07 min"),
     ]
+
+
+def test_tagged_texts_with_most_labels_come_first() -> None:
+    texts = ["nothing here", "Ann saw Rome", "Ann"]
+    found = [[], [Entity(0, 3, "PER"), Entity(8, 12, "LOC")], [Entity(0, 3, "PER")]]
+    console = Console(file=io.StringIO(), width=80)
+    print_tagged(texts, found, console, sentences=2)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert said.index("[Ann]PER saw [Rome]LOC") < said.rindex("[Ann]PER")
+    assert "nothing" not in said

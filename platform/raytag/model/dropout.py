@@ -68,8 +68,11 @@ def dropped_places(count: int, p: float) -> Tensor:
     """Which of ``count`` elements are dropped, ascending, int64, each with probability ``p``."""
     # Six standard deviations more than the mean: a second draw is all but never needed.
     draws = int(count * p + 6 * sqrt(count * p)) + 8
-    places = torch.tensor([-1])
+    places = _gaps(draws, p).cumsum_(0).sub_(1)
     while int(places[-1]) < count:
-        gaps = torch.empty(draws, dtype=torch.int64).geometric_(p)
-        places = torch.cat((places, places[-1] + gaps.cumsum(0)))
-    return places[1 : int(torch.searchsorted(places, count))]
+        places = torch.cat((places, places[-1] + _gaps(draws, p).cumsum_(0)))
+    return places[: int(torch.searchsorted(places, count))]
+
+
+def _gaps(count: int, p: float) -> Tensor:
+    return torch.empty(count, dtype=torch.int64).geometric_(p)

@@ -123,5 +123,5 @@ def parameter_kind(name: str) -> str:
 
 
 def make_optimizer(groups: list[ParameterGroup]) -> torch.optim.AdamW:
-    """AdamW over the groups, betas 0.9 and 0.999, as the recipe has it."""
-    return torch.optim.AdamW([group.to_optimizer() for group in groups])
+    """AdamW over the groups, betas 0.9 and 0.999, as the recipe has it, one kernel a group."""
+    return torch.optim.AdamW([group.to_optimizer() for group in groups], fused=True)

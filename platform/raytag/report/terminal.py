@@ -64,6 +64,21 @@ def print_entities(text: str, entities: Sequence[Entity], console: Console | Non
     console.print(highlighted(text, entities, plain=is_plain(console)), soft_wrap=True)
 
 
+def print_tagged(
+    texts: Sequence[str],
+    found: Sequence[Sequence[Entity]],
+    console: Console | None = None,
+    *,
+    sentences: int = 4,
+) -> None:
+    """A few of many texts with their entities, those with the most different labels first."""
+    rows = sorted(
+        zip(texts, found, strict=True), key=lambda row: -len({entity.label for entity in row[1]})
+    )
+    for text, entities in rows[:sentences]:
+        print_entities(text, entities, console)
+
+
 def highlighted(
     text: str,
     entities: Sequence[Entity],
