@@ -166,6 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         parser.error("no command given")
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        # As Ctrl-C does: the cluster must not outlive its command.
+        signal.signal(sign, lambda number, _: sys.exit(128 + number))
     started = time.monotonic()
     with LocalCluster(options.cpus) as cluster:
         print(f"a local Ray cluster is up ({time.monotonic() - started:.0f} s)", flush=True)

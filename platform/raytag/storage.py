@@ -156,6 +156,16 @@ def download_folder(uri: Uri, local: Uri) -> list[str]:
     return names
 
 
+def remove(uri: Uri) -> None:
+    """Removes one file; nothing where there is none."""
+    place = _place(uri)
+    with _translated(uri, "remove"):
+        if place.bucket:
+            _s3().delete_object(Bucket=place.bucket, Key=place.key)
+        else:
+            Path(place.key).unlink(missing_ok=True)
+
+
 def remove_folder(uri: Uri) -> None:
     """Removes all files below a URI; nothing where there are none. A bucket's root is refused."""
     place = _place(uri)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,10 +138,14 @@ def test_a_worker_killed_and_every_step_taken_once(
         text=True,
     )
     until = time.monotonic() + 120
-    while not list(output.glob("checkpoints/*/manifest.json")):
+    while not list(output.glob("checkpoints/*/*/manifest.json")):
         assert process.poll() is None, process.communicate()[0][-3000:]
         assert time.monotonic() < until, "no checkpoint in two minutes"
         time.sleep(0.05)
+    saved = max(
+        int(path.parent.name.partition("-")[0])
+        for path in output.glob("checkpoints/*/*/manifest.json")
+    )
     victims = _train_workers()
     assert len(victims) == 2
     os.kill(victims[1], signal.SIGKILL)
@@ -150,7 +155,11 @@ def test_a_worker_killed_and_every_step_taken_once(
     train = report.data.counts["train"]["examples"]
     steps = 12 * -(-train // 2)
     assert [point.step for point in report.curve] == list(range(1, steps + 1))
-    # The curve went on rather than starting anew: a second start would show in the seconds.
+    # At most an interval was lost: it went on from a checkpoint at least as new as the one seen.
+    resumed = [int(step) for step in re.findall(r"going on from step (\d+)", said)]
+    assert len(resumed) == 1
+    assert resumed[0] >= saved >= 10
+    assert resumed[0] % 10 == 0
     assert all(a.seconds < b.seconds for a, b in zip(report.curve, report.curve[1:], strict=False))
     assert not (output / "checkpoints").exists()
     assert list((output / "tensorboard").glob("events.*"))
@@ -195,6 +204,44 @@ def test_a_mistake_is_one_line_and_status_2(
     assert len(done.stderr.strip().splitlines()) == 1
     assert said in done.stderr
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_without_dev_the_last_weights_are_kept(
+    cluster: LocalCluster, base: Path, rows: list[str], tmp_path: Path
+) -> None:
+    data, output = tmp_path / "train.jsonl", tmp_path / "run"
+    data.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    flags = ["--base", str(base), "--train", str(data), "--output", str(output)]
+    done = _job(cluster, *flags, "--dev-share", "0", "--epochs", "7", "--score-untrained", "true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = from_json((output / "report" / "report.json").read_text(encoding="utf-8"))
+    assert report.dev is None
+    assert report.baseline is not None
+    assert report.curve[-1].step == 7 * -(-report.data.counts["train"]["examples"] // 16)
+    assert all(point.dev_f1 is None for point in report.curve)
+
+
+def test_overwriting_never_touches_what_is_not_its_own(
+    cluster: LocalCluster, base: Path, rows: list[str], tmp_path: Path
+) -> None:
+    corpus = tmp_path / "run" / "data" / "mine.jsonl"
+    corpus.parent.mkdir(parents=True)
+    corpus.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    flags = ["--base", str(base), "--train", str(corpus), "--output", str(tmp_path / "run")]
+    done = _job(cluster, *flags, "--overwrite", "true")
+    assert done.returncode == 2
+    assert "holds files of something else" in done.stderr
+    assert corpus.exists()
+
+
+def test_mlflow_that_is_not_there_is_said_before_training(
+    cluster: LocalCluster, base: Path, tmp_path: Path
+) -> None:
+    flags = ["--base", str(base), "--train", str(TRAIN), "--output", str(tmp_path / "run")]
+    done = _job(cluster, *flags, "--mlflow", "nosuch://x")
+    assert done.returncode == 2
+    assert "MLflow at nosuch://x cannot be used" in done.stderr
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
 def test_a_dry_run_says_what_it_needs_and_leaves_nothing(

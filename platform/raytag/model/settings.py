@@ -25,6 +25,8 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise SettingsError(f"rank must be at least 1, not {self.rank}")
+        if self.alpha <= 0:
+            raise SettingsError(f"alpha must be above 0, not {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise SettingsError(f"dropout must be in [0, 1), not {self.dropout}")
 

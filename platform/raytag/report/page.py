@@ -144,7 +144,7 @@ def _dev_words(scored: Sequence[tuple[float, float]]) -> str:
 
 def _rate_words(groups: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
     peaks = [
-        f"{name} up to {number(max(rates))}"
+        f"{name} up to {max(rates):.3g}"
         for name, row in groups
         if (rates := [rate for _, rate in row if math.isfinite(rate)])
     ]

@@ -1,11 +1,11 @@
 """Checkpoints of a training run in storage: whole, and free of the number of workers.
 
-    OUTPUT/checkpoints/000040-1f2e3d4c/state.safetensors    weights and moments, whole tensors
-                                      /best.safetensors     weights of the best evaluation
-                                      /manifest.json        last: its existence means complete
+    FOLDER/40-1f2e3d4c/state.safetensors    weights and moments, whole tensors
+                      /best.safetensors     weights of the best evaluation
+                      /manifest.json        last: its existence means complete
 
-Knows storage and the layout, not how state is taken from an engine. Readers go by manifests:
-a folder without one is what a dying worker left behind.
+Knows storage and the layout, not how state is taken from an engine. A folder holds one run's
+checkpoints. Readers go by manifests: what has none is what a dying worker left behind.
 """
 
 import json
@@ -37,6 +37,8 @@ class Progress:
     """Evaluations since the best one."""
     seconds: float = 0.0
     """Spent training, over all attempts."""
+    stepping: float = 0.0
+    """Of those, in optimizer steps alone."""
     stopped_early: bool = False
 
 
@@ -47,49 +49,46 @@ class Checkpoint:
     best: Mapping[str, Tensor]
 
 
-def save_checkpoint(folder: str, run: str, checkpoint: Checkpoint) -> str:
+def save_checkpoint(folder: str, checkpoint: Checkpoint) -> str:
     """Write a checkpoint under a name of its own, manifest last; then drop older ones.
 
-    ``run`` is the fingerprint of the run it belongs to. Returns where it lies.
+    Returns where it lies.
     """
-    step = checkpoint.progress.step
-    place = storage.join(folder, f"{step:06d}-{uuid.uuid4().hex[:8]}")
+    place = storage.join(folder, f"{checkpoint.progress.step}-{uuid.uuid4().hex[:8]}")
     storage.write_bytes(
         storage.join(place, "state.safetensors"), save(dict(checkpoint.state.tensors))
     )
     storage.write_bytes(storage.join(place, "best.safetensors"), save(dict(checkpoint.best)))
     manifest = {
-        "run": run,
         "adam_step": checkpoint.state.adam_step,
         "progress": asdict(checkpoint.progress),
     }
     storage.write_bytes(storage.join(place, "manifest.json"), json.dumps(manifest).encode())
-    for old in _complete(folder)[:-KEPT]:
+    for old in complete(folder)[:-KEPT]:
+        # First what makes it complete, so that nobody begins to read what is going away.
+        storage.remove(storage.join(old, "manifest.json"))
         storage.remove_folder(old)
     return place
 
 
-def newest_checkpoint(folder: str, run: str) -> Checkpoint | None:
-    """The complete checkpoint of this run with the most steps; None where there is none."""
-    for place in reversed(_complete(folder)):
-        manifest = json.loads(storage.read_bytes(storage.join(place, "manifest.json")))
-        if manifest["run"] != run:
-            continue
-        return Checkpoint(
-            progress=Progress(**manifest["progress"]),
-            state=TrainedState(
-                load(storage.read_bytes(storage.join(place, "state.safetensors"))),
-                manifest["adam_step"],
-            ),
-            best=load(storage.read_bytes(storage.join(place, "best.safetensors"))),
-        )
-    return None
+def load_checkpoint(place: str) -> Checkpoint:
+    """The checkpoint that lies there. Raises StorageError where it is not whole."""
+    manifest = json.loads(storage.read_bytes(storage.join(place, "manifest.json")))
+    return Checkpoint(
+        progress=Progress(**manifest["progress"]),
+        state=TrainedState(
+            load(storage.read_bytes(storage.join(place, "state.safetensors"))),
+            manifest["adam_step"],
+        ),
+        best=load(storage.read_bytes(storage.join(place, "best.safetensors"))),
+    )
 
 
-def _complete(folder: str) -> list[str]:
-    """Folders of complete checkpoints, fewest steps first."""
-    return sorted(
+def complete(folder: str) -> list[str]:
+    """Where the complete checkpoints lie, fewest steps first."""
+    found = [
         file.removesuffix("/manifest.json")
         for file in storage.list_files(folder)
         if file.endswith("/manifest.json")
-    )
+    ]
+    return sorted(found, key=lambda place: int(place.rsplit("/", 1)[-1].partition("-")[0]))

@@ -19,6 +19,16 @@ from raytag.text.split import k_shot, split_by_seed
 from raytag.train.settings import FinetuneSettings
 
 
+FREE = frozenset(
+    # Where things lie and how the job is run; what is read there has fingerprints of its own.
+    ("base", "train", "dev", "test", "output", "overwrite", "dry_run", "mlflow")
+    + ("workers", "max_failures", "wait_for_nodes")
+    # How the same steps are computed may change on the way, when memory runs out, say.
+    + ("batch_tokens", "device", "zero", "offload", "gradient_checkpointing")
+)
+"""Settings that shape no result."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """Three disjoint lists of examples, and what was found out about them."""
@@ -129,8 +139,10 @@ def _split_missing(parts: dict[str, list[Example]], settings: FinetuneSettings) 
     ]
 
 
-def settings_fingerprint(settings: Mapping[str, Any], data: str) -> str:
-    """What identifies a run: everything that shapes its result, nothing that does not."""
-    free = {"output", "overwrite", "dry_run", "max_failures", "wait_for_nodes", "mlflow", "workers"}
-    shaping = {key: value for key, value in settings.items() if key not in free}
-    return hashlib.sha256(json.dumps([shaping, data], sort_keys=True).encode()).hexdigest()
+def settings_fingerprint(settings: Mapping[str, Any], data: str, base: str) -> str:
+    """What identifies a run: everything that shapes its result, nothing that does not.
+
+    ``data`` and ``base`` are the fingerprints of what it learns from.
+    """
+    shaping = {key: value for key, value in settings.items() if key not in FREE}
+    return hashlib.sha256(json.dumps([shaping, data, base], sort_keys=True).encode()).hexdigest()

@@ -44,13 +44,13 @@ class EvaluateSettings:
     """Precision of the base; that of the training if not given."""
     format: Format = "auto"
     """Format of the data; auto looks."""
-    threshold: float = 0.0
-    """Leave out entities that score below this."""
+    threshold: float | None = None
+    """Leave out entities that score below this; that of the training if not given."""
     batch_tokens: int = 4096
     """Most tokens in one forward pass, padding included."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold < 1:
+        if self.threshold is not None and not 0 <= self.threshold < 1:
             raise SettingsError(f"threshold must be in [0, 1), not {self.threshold}")
         if self.batch_tokens < 1:
             raise SettingsError(f"batch_tokens must be at least 1, not {self.batch_tokens}")
@@ -124,7 +124,11 @@ def _tag(settings: EvaluateSettings, texts: Sequence[str]) -> Tagged | RaytagErr
             window=loaded.card.window,
             max_tokens=context(loaded.model) or 1 << 20,
             batch_tokens=settings.batch_tokens,
-            threshold=settings.threshold,
+            threshold=(
+                float(loaded.card.settings.get("threshold", 0.0))
+                if settings.threshold is None
+                else settings.threshold
+            ),
         )
         started = time.time()
         return Tagged(card=loaded.card, entities=tagger.tag(texts), seconds=time.time() - started)

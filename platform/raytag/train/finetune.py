@@ -16,22 +16,23 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytag import storage
 from raytag.errors import ResourceError, SettingsError
 from raytag.model.adapter import output_names
 from raytag.model.base import Base, find_base, head_config
 from raytag.report.content import from_json
-from raytag.train.data import TrainingData, gather, settings_fingerprint
+from raytag.train.data import FREE, TrainingData, gather, settings_fingerprint
 from raytag.train.follow import Follower, Mailbox, check_mlflow
 from raytag.train.memory import GIB, MemoryNeed, memory_need
 from raytag.train.publish import Published, publish
@@ -52,15 +53,19 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     data = gather(settings)
     for note in data.notes:
         print(note)
-    run = settings_fingerprint(asdict(settings), data.fingerprint())
-    if not settings.dry_run and not _claim(settings, run):
-        return None
     connect()
-    device, zero, need = _preflight(settings, base, data)
+    _check_reach(settings.output)
+    device, zero, need, available = _preflight(settings, base, data)
     print(_plan_line(settings, device, zero))
     for line in need.lines():
         print(f"  {line}")
+    if available is not None:
+        print(f"  {available / GIB:8.2f} GiB  there")
     if settings.dry_run:
+        return None
+    weights = base.fingerprint()
+    run = settings_fingerprint(asdict(settings), data.fingerprint(), weights)
+    if not _claim(settings, run):
         return None
     data.write(storage.join(settings.output, "data"))
     job = TrainJob(
@@ -73,6 +78,7 @@ def finetune(settings: FinetuneSettings) -> Published | None:
         test=data.test,
         window=data.window,
         run=run,
+        base_fingerprint=weights,
     )
     driver = {
         "start driver": started - psutil.Process().create_time(),
@@ -80,7 +86,7 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     }
     outcome = _train(job, device)
     published = publish(settings, data, outcome, driver)
-    storage.remove_folder(job.checkpoints)
+    storage.remove_folder(storage.join(settings.output, "checkpoints"))
     return published
 
 
@@ -114,47 +120,70 @@ def connect() -> None:
         ) from exc
 
 
+def _check_reach(output: str) -> None:
+    """Refuse a local output on a cluster of several hosts, each of which would see its own."""
+    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if len(hosts) > 1 and "://" not in output:
+        raise SettingsError(
+            f"output {output} is local and the cluster has {len(hosts)} hosts; give an s3:// "
+            "prefix, or file:// with a path that all of them share"
+        )
+
+
 def _claim(settings: FinetuneSettings, run: str) -> bool:
     """Make the output this run's own. False where this very run has already finished there.
 
-    Raises SettingsError where it holds another run, naming what differs.
+    Raises SettingsError where it holds another run, naming what differs, or files that no run
+    has put there.
     """
-    record = storage.join(settings.output, "run.json")
-    done = storage.join(settings.output, "report", "report.json")
+    output = settings.output
+    record = storage.join(output, "run.json")
     mine = {"run": run, "settings": asdict(settings)}
-    if settings.overwrite and storage.exists(record):
-        for part in ("adapter", "report", "checkpoints", "predictions", "data", "tensorboard"):
-            storage.remove_folder(storage.join(settings.output, part))
-    elif storage.exists(record):
+    text = json.dumps(mine, indent=2).encode()
+    if not storage.exists(record) and storage.list_files(output):
+        raise SettingsError(f"{output} holds files of something else; name an empty folder")
+    if storage.create(record, text):
+        return True
+    try:
         theirs = json.loads(storage.read_bytes(record))
-        if theirs["run"] != run:
-            raise SettingsError(
-                f"{settings.output} holds another run ({_difference(theirs['settings'], mine)}); "
-                "give another --output, or --overwrite true"
-            )
-        if storage.exists(done):
-            report = from_json(storage.read_bytes(done).decode())
-            print(f"{settings.output} is finished already: {report.summary}")
-            return False
-        print(f"going on with the run in {settings.output}")
-    storage.write_bytes(record, json.dumps(mine, indent=2).encode())
-    return True
+        same, settled = theirs["run"] == run, theirs["settings"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise SettingsError(f"{record} is none of ours; name an empty folder") from exc
+    done = storage.join(output, "report", "report.json")
+    if same and not storage.exists(done):
+        print(f"going on with the run in {output}")
+        return True
+    if settings.overwrite:
+        for part in ("adapter", "report", "checkpoints", "predictions", "tensorboard"):
+            storage.remove_folder(storage.join(output, part))
+        storage.write_bytes(record, text)
+        return True
+    if not same:
+        raise SettingsError(
+            f"{output} holds another run ({_difference(settled, mine)}); "
+            "give another --output, or --overwrite true"
+        )
+    report = from_json(storage.read_bytes(done).decode())
+    print(f"{output} is finished already: {report.summary}")
+    storage.remove_folder(storage.join(output, "checkpoints"))
+    return False
 
 
 def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     ours = json.loads(json.dumps(mine["settings"]))
-    keys = [key for key in ours if ours[key] != theirs.get(key) and key != "overwrite"]
+    keys = [key for key in ours if ours[key] != theirs.get(key) and key not in FREE]
     return ", ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in keys) or (
-        "the same settings on other data"
+        "the same settings on other data or another base"
     )
 
 
 def _preflight(
     settings: FinetuneSettings, base: Base, data: TrainingData
-) -> tuple[str, int, MemoryNeed]:
-    """(device, ZeRO stage, memory each worker needs).
+) -> tuple[str, int, MemoryNeed, float | None]:
+    """(device, ZeRO stage, memory each worker needs, bytes it can have if that is known).
 
-    Raises ResourceError where the cluster has too few workers' worth or too little memory.
+    Raises ResourceError where the cluster has too few workers' worth or too little memory, and
+    SettingsError where the precision that was found does not go with the stage.
     """
     cluster = ray.cluster_resources()
     device = settings.device
@@ -170,10 +199,12 @@ def _preflight(
     load_in = settings.load_in
     if load_in == "auto":
         load_in = "bf16" if device == "gpu" else "fp32"
+    if settings.zero == "0" and load_in != "fp32":
+        raise SettingsError(f"--zero 0 keeps no fp32 master weights, which {load_in} needs")
     config = head_config(base, settings.head, output_names(settings.head, data.labels))
     stages = [int(settings.zero)] if settings.zero != "auto" else _stages(fewest, load_in)
     available = _memory_there(device, most)
-    short: list[tuple[float, float]] = []
+    short: list[float] = []
     for zero in stages:
         need = memory_need(
             config,
@@ -186,16 +217,15 @@ def _preflight(
             # A token is a character at least, but for scripts that take bytes.
             longest=data.window,
             gradient_checkpointing=settings.gradient_checkpointing,
-            logits=config.get_text_config().vocab_size if settings.head == "generate" else 0,
+            generates=settings.head == "generate",
         )
         if available is None or need.total <= available:
-            return device, zero, need
-        short.append((need.total, available))
-    needed, held = min(short)
+            return device, zero, need, available
+        short.append(need.total)
     raise ResourceError(
-        f"each worker needs about {needed / GIB:.1f} GiB and has {held / GIB:.1f} GiB: "
-        "lower --batch_tokens, set --gradient_checkpointing true, load the base in 8bit or 4bit, "
-        "or use more --workers with --zero 3"
+        f"each worker needs about {min(short) / GIB:.1f} GiB and has "
+        f"{(available or 0) / GIB:.1f} GiB: lower --batch_tokens, set --gradient_checkpointing "
+        "true, load the base in 8bit or 4bit, or use more --workers with --zero 3"
     )
 
 
@@ -205,13 +235,23 @@ def _stages(workers: int, load_in: str) -> list[int]:
     return [first, 3] if workers > 1 and load_in not in ("8bit", "4bit") else [first]
 
 
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each live node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def _memory_there(device: str, workers: int) -> float | None:
-    """Bytes one worker can have; None where no such node is up yet to ask."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """Bytes one worker can have; None where no such node is up, or free, to ask."""
+    nodes = _nodes()
     if device == "gpu":
         if not any(node.get("GPU", 0) >= 1 for node in nodes):
             return None
-        return float(ray.get(ray.remote(num_gpus=1)(_gpu_memory).remote()))
+        asked = ray.remote(num_gpus=1)(_gpu_memory).remote()
+        try:
+            return float(ray.get(asked, timeout=60))
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(asked, force=True)
+            return None
     largest = max(node.get("memory", 0.0) for node in nodes)
     return float(largest / max(1, -(-workers // len(nodes))))
 
@@ -222,6 +262,15 @@ def _gpu_memory() -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
+def cpus_per_worker(nodes: Sequence[Mapping[str, float]], workers: int) -> int:
+    """The most CPUs that each of so many workers can have on these nodes; at least 1."""
+    most = int(max((node.get("CPU", 0) for node in nodes), default=0))
+    for cpus in range(most, 1, -1):
+        if sum(int(node.get("CPU", 0)) // cpus for node in nodes) >= workers:
+            return cpus
+    return 1
+
+
 def _plan_line(settings: FinetuneSettings, device: str, zero: int) -> str:
     low, high = settings.worker_range
     workers = str(low) if low == high else f"{low} to {high}"
@@ -229,24 +278,27 @@ def _plan_line(settings: FinetuneSettings, device: str, zero: int) -> str:
 
 
 def _train(job: TrainJob, device: str) -> Outcome:
-    """Run the worker group to its end. A worker's own RaytagError comes out as it was."""
+    """Run the worker group to its end.
+
+    Raises the RaytagError a worker sent, where that is why there is no outcome.
+    """
     settings = job.settings
-    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    # On this node: with another's death the messages would go, and the job with them.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    placed: Any = {"num_cpus": 0, "scheduling_strategy": here}
+    mailbox: Any = ray.remote(**placed)(Mailbox).remote()
     follower = Follower(mailbox, settings, job.run)
-    follower.start()
     low, high = settings.worker_range
     workers: Any = low if low == high else (low, high)
-    cpus = ray.cluster_resources().get("CPU", 1.0)
+    each = {"GPU": 1} if device == "gpu" else {"CPU": cpus_per_worker(_nodes(), high)}
+    failure: Exception | None = None
+    follower.start()
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": ray.put(job), "mailbox": mailbox, "started": time.time()},
             scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=device == "gpu",
-                resources_per_worker=(
-                    {"GPU": 1} if device == "gpu" else {"CPU": max(1, int(cpus // high))}
-                ),
+                num_workers=workers, use_gpu=device == "gpu", resources_per_worker=each
             ),
             run_config=RunConfig(
                 name="raytag",
@@ -256,10 +308,17 @@ def _train(job: TrainJob, device: str) -> Outcome:
         )
         try:
             trainer.fit()
+        except TrainingFailedError as exc:
+            failure = exc
         finally:
             follower.finish()
+    if follower.outcome is not None:
+        return follower.outcome
     if follower.refusal is not None:
         raise follower.refusal
-    if follower.outcome is None:
-        raise RuntimeError("training ended without an outcome")
-    return follower.outcome
+    if failure is not None and "out of memory" in str(failure).lower():
+        raise ResourceError(
+            "a worker ran out of memory; lower --batch_tokens, set --gradient_checkpointing true, "
+            "or load the base in 8bit or 4bit: the same command then goes on"
+        ) from failure
+    raise failure or RuntimeError("training ended without an outcome")

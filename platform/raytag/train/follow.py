@@ -7,8 +7,7 @@ what counts is in the workers' checkpoints.
 import importlib.util
 import tempfile
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -44,7 +43,7 @@ class Sink(Protocol):
 
     def step(self, record: Mapping[str, Any]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, succeeded: bool) -> None: ...
 
 
 class Follower(threading.Thread):
@@ -56,6 +55,9 @@ class Follower(threading.Thread):
         self._settings = settings
         self._run = run
         self._done = threading.Event()
+        self._sinks: list[Sink] = [_TensorBoard(settings.output)]
+        if settings.mlflow:
+            self._sinks.append(_Mlflow(settings, run))
         self.outcome: Outcome | None = None
         self.refusal: RaytagError | None = None
         self._failure: Exception | None = None
@@ -74,13 +76,7 @@ class Follower(threading.Thread):
             raise self._failure
 
     def _follow(self) -> None:
-        with ExitStack() as stack:
-            sinks: list[Sink] = [_TensorBoard(self._settings.output)]
-            if self._settings.mlflow:
-                sinks.append(_Mlflow(self._settings, self._run))
-            for sink in sinks:
-                stack.callback(sink.close)
-            progress = stack.enter_context(TrainingProgress())
+        with TrainingProgress() as progress:
             while True:
                 last = self._done.is_set()
                 messages: list[tuple[str, Any]] = ray.get(self._mailbox.take.remote())
@@ -89,13 +85,24 @@ class Follower(threading.Thread):
                         self.outcome = content
                     elif kind == "refusal":
                         self.refusal = content
+                    elif kind == "note":
+                        print(content, flush=True)
                     else:
                         _show(progress, content)
-                        for sink in sinks:
-                            sink.step(content)
+                        self._to_sinks(lambda sink, record=content: sink.step(record))
                 if last:
-                    return
+                    break
                 self._done.wait(_POLL_SECONDS)
+        self._to_sinks(lambda sink: sink.close(self.outcome is not None))
+
+    def _to_sinks(self, do: Callable[["Sink"], None]) -> None:
+        """A sink that fails is left out from then on: training is worth more than its picture."""
+        for sink in list(self._sinks):
+            try:
+                do(sink)
+            except Exception as exc:
+                self._sinks.remove(sink)
+                print(f"warning: {type(sink).__name__.strip('_')} is left out: {exc}", flush=True)
 
 
 def check_mlflow(settings: FinetuneSettings) -> None:
@@ -118,22 +125,25 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 class _TensorBoard:
-    """Event files, written here and put below the output when the run ends."""
+    """Event files, written here and put below the output at every evaluation and at the end."""
 
     def __init__(self, output: str) -> None:
         from tensorboardX import SummaryWriter
 
-        self._output = output
+        self._target = storage.join(output, "tensorboard")
         self._folder = tempfile.TemporaryDirectory()
         self._writer = SummaryWriter(self._folder.name)
 
     def step(self, record: Mapping[str, Any]) -> None:
         for name, value in _numbers(record).items():
             self._writer.add_scalar(name, value, record["step"])
+        if "dev_f1" in record:
+            self._writer.flush()
+            storage.upload_folder(self._folder.name, self._target)
 
-    def close(self) -> None:
+    def close(self, succeeded: bool) -> None:
         self._writer.close()
-        storage.upload_folder(self._folder.name, storage.join(self._output, "tensorboard"))
+        storage.upload_folder(self._folder.name, self._target)
         self._folder.cleanup()
 
 
@@ -142,19 +152,23 @@ class _Mlflow:
 
     def __init__(self, settings: FinetuneSettings, run: str) -> None:
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
-        self._client = MlflowClient(tracking_uri=settings.mlflow)
-        found = self._client.get_experiment_by_name("raytag")
-        experiment = found.experiment_id if found else self._client.create_experiment("raytag")
-        tags = {"mlflow.runName": settings.output, "raytag.run": run}
-        self._id = self._client.create_run(experiment, tags=tags).info.run_id
-        for name, value in asdict(settings).items():
-            self._client.log_param(self._id, name, value)
+        try:
+            self._client = MlflowClient(tracking_uri=settings.mlflow)
+            found = self._client.get_experiment_by_name("raytag")
+            experiment = found.experiment_id if found else self._client.create_experiment("raytag")
+            tags = {"mlflow.runName": settings.output, "raytag.run": run}
+            self._id = self._client.create_run(experiment, tags=tags).info.run_id
+            for name, value in asdict(settings).items():
+                self._client.log_param(self._id, name, value)
+        except MlflowException as exc:
+            raise SettingsError(f"MLflow at {settings.mlflow} cannot be used: {exc}") from exc
 
     def step(self, record: Mapping[str, Any]) -> None:
         for name, value in _numbers(record).items():
             # Group names hold a comma, which MLflow does not take in a metric's name.
             self._client.log_metric(self._id, name.replace(",", ""), value, step=record["step"])
 
-    def close(self) -> None:
-        self._client.set_terminated(self._id)
+    def close(self, succeeded: bool) -> None:
+        self._client.set_terminated(self._id, "FINISHED" if succeeded else "FAILED")

@@ -13,10 +13,12 @@ import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
 
+from raytag.errors import ModelError
 from raytag.model.base import resolve_load_in
-from raytag.model.heads import Encoded, Head
+from raytag.model.heads import Encoded, Head, TooLong
 from raytag.model.lora import parameter_groups
 from raytag.text.spans import Example
+from raytag.text.windows import split
 from raytag.train.engine import Engine, EngineSettings, TrainedState
 from raytag.train.plan import Plan, rate_at
 from raytag.train.settings import FinetuneSettings
@@ -25,6 +27,7 @@ from raytag.train.settings import FinetuneSettings
 class Loop:
     """A job's steps, to be taken in order from ``first`` on.
 
+    ``limit`` is the most tokens the model takes: longer examples are trained on in windows.
     ``state`` is what another loop of the same job had before step ``first``.
     """
 
@@ -36,13 +39,14 @@ class Loop:
         settings: FinetuneSettings,
         *,
         zero: int,
+        limit: int | None = None,
         first: int = 0,
         state: TrainedState | None = None,
     ) -> None:
         self._head = head
         self._settings = settings
         self._rank, self._workers = dist.get_rank(), dist.get_world_size()
-        self._rows: list[Encoded] = [head.encode(example) for example in examples]
+        self._rows = [row for example in examples for row in encoded(head, example, limit)]
         self._labelled = [row.labelled for row in self._rows]
         self.plan = Plan(
             lengths=[len(row.input_ids) for row in self._rows],
@@ -99,3 +103,38 @@ class Loop:
         weight = 1.0 / count if micro else 0.0
         batch = self._head.collate(rows).to(self.engine.device)
         return lambda model: self._head.loss(model, batch) * weight
+
+
+def encoded(head: Head, example: Example, limit: int | None) -> list[Encoded]:
+    """The example as rows of at most ``limit`` tokens: itself, or windows of it.
+
+    A window's row has the entities that lie whole in the window's core.
+    """
+    size = len(example.text)
+    while True:
+        try:
+            rows = [head.encode(piece) for piece in _pieces(example, size)]
+        except TooLong:
+            rows = None
+        if rows is not None and (limit is None or all(len(r.input_ids) <= limit for r in rows)):
+            return rows
+        if size < 2:
+            raise ModelError(f"example {example.id!r}: {limit} tokens hold not even one character")
+        size //= 2
+
+
+def _pieces(example: Example, size: int) -> list[Example]:
+    if size >= len(example.text):
+        return [example]
+    return [
+        Example(
+            f"{example.id}:{window.core_start}",
+            example.text[window.core_start : window.core_end],
+            tuple(
+                entity.shifted(-window.core_start)
+                for entity in example.entities
+                if window.core_start <= entity.start and entity.end <= window.core_end
+            ),
+        )
+        for window in split(example.text, size)
+    ]

@@ -59,10 +59,10 @@ def memory_need(
     batch_tokens: int,
     longest: int,
     gradient_checkpointing: bool,
-    logits: int,
+    generates: bool,
 ) -> MemoryNeed:
-    """Bytes one worker needs. ``longest`` is the longest example in tokens, ``logits`` how many
-    values a labelled position is scored over (the vocabulary for ``generate``)."""
+    """Bytes one worker needs. ``longest`` is the longest example in tokens; ``generates`` says
+    that every labelled position is scored over the whole vocabulary."""
     with torch.device("meta"):
         model = AutoModel.from_config(config)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -73,6 +73,10 @@ def memory_need(
     ]
     adapted = sum(lora.rank * (m.in_features + m.out_features) for _, m in blocks)
     embedded = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    text = config.get_text_config()
+    if generates and not text.tie_word_embeddings:
+        embedded += text.vocab_size * text.hidden_size
+        total += text.vocab_size * text.hidden_size
     # Embeddings and norms stay in the compute dtype whatever the linear layers are kept in.
     plain = 4.0 if load_in == "fp32" else 2.0
     base = embedded * plain + (total - embedded) * _BYTES[load_in]
@@ -82,13 +86,12 @@ def memory_need(
         moments /= workers
     weights = adapted * compute * (1 if zero < 3 else 1 / workers)
     gradients = adapted * compute * (1 if zero < 2 else 1 / workers)
-    text = config.get_text_config()
     tokens = max(batch_tokens, longest)
     layers, hidden = text.num_hidden_layers, text.hidden_size
     per_token = layers * hidden * 34 * compute / 2
     if gradient_checkpointing:
         per_token = layers * hidden * compute + hidden * 34 * compute / 2
-    scored = tokens * logits * 4.0 * 2 if logits else 0.0
+    scored = tokens * text.vocab_size * 4.0 * 2 if generates else 0.0
     return MemoryNeed(
         base=base / workers if zero == 3 else base,
         adapter=moments + weights + gradients,

@@ -99,7 +99,7 @@ def _report(
         settings=asdict(settings),
         resources=Resources(
             seconds={**seconds, **outcome.seconds},
-            examples_per_second=trained / progress.seconds if progress.seconds else None,
+            examples_per_second=trained / progress.stepping if progress.stepping else None,
             peak_memory_bytes=outcome.peak_memory_bytes,
             workers=outcome.workers,
             zero_stage=outcome.zero,

@@ -40,7 +40,7 @@ class FinetuneSettings:
     format: Format = "auto"
     """Format of the data; auto looks."""
     on_bad: Literal["raise", "set-aside"] = "raise"
-    """A bad row stops the job, or is set aside in OUTPUT/rejected.jsonl."""
+    """A bad row stops the job, or is set aside in OUTPUT/data/rejected.jsonl."""
     overlaps: Literal["flatten", "reject"] = "flatten"
     """Overlapping gold: keep the longer entity, or treat the row as bad."""
     dev_share: float = 0.1

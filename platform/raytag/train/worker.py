@@ -22,15 +22,22 @@ from ray.actor import ActorHandle
 from torch import Tensor, nn
 
 from raytag import storage
-from raytag.errors import RaytagError
+from raytag.errors import RaytagError, StorageError
 from raytag.model.adapter import AdapterCard, context, make_head, output_names, save_adapter
 from raytag.model.base import Base, find_base, load_model, load_tokenizer, resolve_load_in
 from raytag.model.heads import Head
 from raytag.model.lora import add_adapter
 from raytag.model.tagger import Tagger
+from raytag.text.prompt import ceiling
 from raytag.text.score import join_examples, score
 from raytag.text.spans import Entity, Example
-from raytag.train.checkpoint import Checkpoint, Progress, newest_checkpoint, save_checkpoint
+from raytag.train.checkpoint import (
+    Checkpoint,
+    Progress,
+    complete,
+    load_checkpoint,
+    save_checkpoint,
+)
 from raytag.train.loop import Loop
 from raytag.train.settings import FinetuneSettings
 
@@ -53,11 +60,12 @@ class TrainJob:
     test: Sequence[Example]
     window: int
     run: str
-    """Fingerprint of data and settings: whose checkpoints these are."""
+    """Fingerprint of base, data and settings: whose checkpoints these are."""
+    base_fingerprint: str
 
     @property
     def checkpoints(self) -> str:
-        return storage.join(self.settings.output, "checkpoints")
+        return storage.join(self.settings.output, "checkpoints", self.run[:16])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +90,8 @@ class Outcome:
 def train_worker(config: Mapping[str, Any]) -> None:
     """Ray Train's entry: ``config`` holds a reference to the job, and the mailbox.
 
-    A mistake of the user's is sent, not raised: Ray would try again what cannot work.
+    A mistake of the user's is sent, so that the driver can say it. Where all workers meet it
+    alike it is not raised as well: Ray would try again what cannot work.
     """
     job: TrainJob = ray.get(config["job"])
     mailbox: ActorHandle[Any] = config["mailbox"]
@@ -91,6 +100,9 @@ def train_worker(config: Mapping[str, Any]) -> None:
         Worker(job, mailbox if dist.get_rank() == 0 else None, started).run()
     except RaytagError as exc:
         ray.get(mailbox.put.remote("refusal", exc))
+        if isinstance(exc, StorageError):
+            # One worker's alone: the others wait for it, and another attempt may go well.
+            raise
 
 
 class Worker:
@@ -106,8 +118,9 @@ class Worker:
 
     def run(self) -> None:
         self._clock.phase("start workers")
-        self._load()
+        self._load_alike()
         self._clock.phase("score untrained")
+        # Adapters begin as nothing, so before the first step this is the base itself.
         untrained = self._predict(self._job.test) if self._settings.score_untrained else None
         self._clock.phase("prepare")
         self._build()
@@ -115,6 +128,19 @@ class Worker:
         self._train()
         self._clock.phase("score")
         self._finish(untrained)
+
+    def _load_alike(self) -> None:
+        """Load, or fail on all workers alike: one that waited for the others would wait long."""
+        failure: RaytagError | None = None
+        try:
+            self._load()
+        except RaytagError as exc:
+            failure = exc
+        failures: list[RaytagError | None] = [None] * self._workers
+        dist.all_gather_object(failures, failure)
+        for met in failures:
+            if met is not None:
+                raise met
 
     def _load(self) -> None:
         self._clock.phase("load base")
@@ -128,7 +154,8 @@ class Worker:
             settings.head,
             output_names(settings.head, self._job.labels),
             settings.load_in,
-            self._device,
+            # ZeRO-3 parts the base among the workers, none of which need hold it whole.
+            torch.device("cpu") if self._job.zero == 3 else self._device,
         )
         self._limit = context(model) or 1 << 20
         if settings.gradient_checkpointing:
@@ -152,7 +179,7 @@ class Worker:
 
     def _build(self) -> None:
         """Encode the examples, and put the loop around the model, where it left off."""
-        saved = newest_checkpoint(self._job.checkpoints, self._job.run)
+        saved = self._saved()
         self._progress = saved.progress if saved else Progress()
         self._loop = Loop(
             self._model,
@@ -160,6 +187,7 @@ class Worker:
             self._job.train,
             self._settings,
             zero=self._job.zero,
+            limit=self._limit,
             first=self._progress.step,
             state=saved.state if saved else None,
         )
@@ -167,15 +195,29 @@ class Worker:
         self._asked = self._engine.model
         self._best: Mapping[str, Tensor] = saved.best if saved else {}
 
+    def _saved(self) -> Checkpoint | None:
+        """The newest complete checkpoint, the same one on every worker."""
+        chosen: list[str | None] = [None]
+        if self._first:
+            chosen = [*complete(self._job.checkpoints)[-1:], None][:1]
+        dist.broadcast_object_list(chosen)
+        if chosen[0] is None:
+            return None
+        checkpoint = load_checkpoint(chosen[0])
+        self._send("note", f"going on from step {checkpoint.progress.step}")
+        return checkpoint
+
     def _train(self) -> None:
         settings, total, progress = self._settings, self._loop.plan.total_steps, self._progress
         before = progress.seconds
         begun = time.monotonic()
         while progress.step < total and not progress.stopped_early:
+            since = time.monotonic()
             record = self._loop.take(progress.step)
+            progress.stepping += time.monotonic() - since
             progress.step += 1
             progress.seconds = record["seconds"] = before + time.monotonic() - begun
-            if self._due(settings.eval_every):
+            if self._judged and self._due(settings.eval_every):
                 record["dev_f1"] = self._evaluate()
             progress.history.append(record)
             self._send("step", {**record, "total_steps": total})
@@ -186,12 +228,23 @@ class Worker:
         plan, step = self._loop.plan, self._progress.step
         return step % (every or plan.steps_per_epoch) == 0 or step == plan.total_steps
 
+    @property
+    def _judged(self) -> bool:
+        """Whether dev can tell one set of weights from another."""
+        return any(example.entities for example in self._job.dev)
+
     def _evaluate(self) -> float:
         """Dev F1 now; remembers the weights if they are the best so far."""
         progress = self._progress
         gold = [example.entities for example in self._job.dev]
-        f1 = score(gold, self._predict(self._job.dev)).f1
-        if progress.best_f1 is None or f1 > progress.best_f1:
+        scored = torch.tensor(
+            score(gold, self._predict(self._job.dev)).f1, dtype=torch.float64, device=self._device
+        )
+        # What follows is done by all workers or none, so all must go by one number.
+        dist.broadcast(scored, 0)
+        f1 = float(scored)
+        # While nothing is found yet, later is better, and no reason to give up.
+        if not progress.best_f1 or f1 > progress.best_f1:
             self._best = self._engine.weights()
             progress.best_f1, progress.best_step, progress.stale = f1, progress.step, 0
         else:
@@ -205,7 +258,6 @@ class Worker:
         if self._first:
             save_checkpoint(
                 self._job.checkpoints,
-                self._job.run,
                 Checkpoint(progress=self._progress, state=state, best=self._best or state.weights),
             )
         dist.barrier()
@@ -268,12 +320,14 @@ class Worker:
 
     def _lost(self, examples: Sequence[Example]) -> int:
         """Gold entities that the head cannot express, those of labels it never saw included."""
-        lost = 0
-        for example in examples:
-            known = tuple(e for e in example.entities if e.label in self._job.labels)
-            lost += len(example.entities) - len(known)
-            lost += self._head.encode(Example(example.id, example.text, known)).lost
-        return lost
+        known = [
+            Example(e.id, e.text, tuple(x for x in e.entities if x.label in self._job.labels))
+            for e in examples
+        ]
+        foreign = sum(len(e.entities) for e in examples) - sum(len(e.entities) for e in known)
+        if self._head.name == "generate":
+            return foreign + sum(ceiling(known).lost.values())
+        return foreign + sum(self._head.encode(example).lost for example in known)
 
     def _card(self) -> AdapterCard:
         settings = self._settings
@@ -282,7 +336,7 @@ class Worker:
             labels=self._job.labels,
             base=settings.base,
             revision=settings.revision,
-            base_fingerprint=self._base.fingerprint(),
+            base_fingerprint=self._job.base_fingerprint,
             load_in=resolve_load_in(settings.load_in),
             window=self._job.window,
             instruction=settings.instruction,

@@ -72,9 +72,9 @@ _CUES: Final[dict[str, dict[str, str]]] = {
         " mountain, capital, lake, district, bay, seaside resort, canyon, region, oasis, parish,"
         " plateau, county, port, hamlet, glacier, forest, kingdom, delta, borough, volcano,"
         " meadow",
-        "adj": "hilly, landlocked, coastal, flooded, densely populated, rainy, uninhabited, fertile,"
-        " low-lying, mountainous, snowbound, wooded, sparsely settled, northernmost, swampy,"
-        " walled, tropical, arid, drought-stricken, windswept",
+        "adj": "hilly, landlocked, coastal, flooded, densely populated, rainy, uninhabited,"
+        " fertile, low-lying, mountainous, snowbound, wooded, sparsely settled, northernmost,"
+        " swampy, walled, tropical, arid, drought-stricken, windswept",
         "verb": "flooded, froze over, was evacuated, lay under snow, was shaken by an earthquake,"
         " got ten inches of rain, lost its last inhabitants, ran out of drinking water,"
         " was cut off by landslides, drew many tourists, was hit by a hurricane, declared"
@@ -103,9 +103,10 @@ _CUES: Final[dict[str, dict[str, str]]] = {
         " won a design award, cost nine dollars, came with a charger, was discontinued,"
         " fit in a pocket, was assembled by robots, jammed, went through testing, beeped,"
         " was unboxed, needed new batteries",
-        "act": "switched on, unwrapped, plugged in, repaired, ordered, unboxed, returned the faulty,"
-        " test-drove, assembled, bought a spare, gift-wrapped, charged, pre-ordered, reviewed,"
-        " took apart, installed, dusted off, pawned, recharged, put batteries in",
+        "act": "switched on, unwrapped, plugged in, repaired, ordered, unboxed,"
+        " returned the faulty, test-drove, assembled, bought a spare, gift-wrapped, charged,"
+        " pre-ordered, reviewed, took apart, installed, dusted off, pawned, recharged,"
+        " put batteries in",
         "part": "battery, touchscreen, price tag, warranty, power cable, user manual, packaging,"
         " serial number, spare parts, handle, on button, firmware, retail price, lid, barcode,"
         " colour options, charger, resolution, instruction leaflet, plastic casing",

@@ -14,7 +14,7 @@ OPENERS: Final = (
     "on {day}, ", "in {month} {year}, ", "according to the minutes, ", "late in {month}, ",
     "as the {acr} bulletin put it, ", "note: ", "by {num} votes to {num}, it was confirmed: ",
     "after {thing}, ", "despite {thing}, ", "shortly before {day}, ", "({day}) ", "meanwhile, ",
-    "as a {cap} reporter wrote, ", "update {num}: ", "in the {cap} edition: ", "in short, ",
+    "as a/an {cap} reporter wrote, ", "update {num}: ", "in the {cap} edition: ", "in short, ",
     "few noticed, but ", "under item {num}, ", "as before, ", "{num} days later, ",
 )  # fmt: skip
 
