@@ -18,13 +18,14 @@ from raytag.text.spans import Example
 from raytag.text.split import k_shot, split_by_seed
 from raytag.train.settings import FinetuneSettings
 
-
 FREE = frozenset(
-    # Where things lie and how the job is run; what is read there has fingerprints of its own.
-    ("base", "train", "dev", "test", "output", "overwrite", "dry_run", "mlflow")
-    + ("workers", "max_failures", "wait_for_nodes")
-    # How the same steps are computed may change on the way, when memory runs out, say.
-    + ("batch_tokens", "device", "zero", "offload", "gradient_checkpointing")
+    [
+        # Where things lie and how the job is run; what is read has fingerprints of its own.
+        *("base", "train", "dev", "test", "output", "overwrite", "dry_run", "mlflow"),
+        *("workers", "max_failures", "wait_for_nodes"),
+        # How the same steps are computed may change on the way, when memory runs out, say.
+        *("batch_tokens", "device", "zero", "offload", "gradient_checkpointing"),
+    ]
 )
 """Settings that shape no result."""
 
