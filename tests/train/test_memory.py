@@ -4,7 +4,6 @@ import pytest
 from transformers import Qwen2Config
 
 from raytag.model.settings import LoraSettings
-from raytag.train.finetune import cpus_per_worker
 from raytag.train.memory import GIB, MemoryNeed, memory_need
 
 # Qwen2.5-7B's own shape: 7.62 billion parameters, 0.54 of them in each of embedding and output.
@@ -59,11 +58,3 @@ def test_checkpointing_and_smaller_batches_take_less() -> None:
     assert _need(batch_tokens=2048).activations == pytest.approx(_need().activations / 2)
     assert _need().total > 16 * GIB
     assert "GiB  in all, for each worker" in _need().lines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("nodes", "workers", "cpus"),
-    [([2], 1, 2), ([2], 2, 1), ([4, 4], 1, 4), ([8, 8], 3, 4), ([8, 8], 4, 4), ([1], 3, 1)],
-)
-def test_a_workers_cpus_lie_on_one_node(nodes: list[int], workers: int, cpus: int) -> None:
-    assert cpus_per_worker([{"CPU": node} for node in nodes], workers) == cpus

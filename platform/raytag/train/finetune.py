@@ -16,7 +16,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,9 @@ def connect() -> None:
         # Workers must find this very package, wherever the working directory was unpacked.
         ray.init(
             address="auto",
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
+            # A thread that waits for another must not keep it from running: on a busy machine
+            # OpenMP's spinning makes two threads slower than one.
+            runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -262,15 +264,6 @@ def _gpu_memory() -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def cpus_per_worker(nodes: Sequence[Mapping[str, float]], workers: int) -> int:
-    """The most CPUs that each of so many workers can have on these nodes; at least 1."""
-    most = int(max((node.get("CPU", 0) for node in nodes), default=0))
-    for cpus in range(most, 1, -1):
-        if sum(int(node.get("CPU", 0)) // cpus for node in nodes) >= workers:
-            return cpus
-    return 1
-
-
 def _plan_line(settings: FinetuneSettings, device: str, zero: int) -> str:
     low, high = settings.worker_range
     workers = str(low) if low == high else f"{low} to {high}"
@@ -290,7 +283,7 @@ def _train(job: TrainJob, device: str) -> Outcome:
     follower = Follower(mailbox, settings, job.run)
     low, high = settings.worker_range
     workers: Any = low if low == high else (low, high)
-    each = {"GPU": 1} if device == "gpu" else {"CPU": cpus_per_worker(_nodes(), high)}
+    each = {"CPU": settings.cpus, **({"GPU": 1} if device == "gpu" else {})}
     failure: Exception | None = None
     follower.start()
     with tempfile.TemporaryDirectory() as scratch:

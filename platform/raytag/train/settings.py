@@ -89,6 +89,8 @@ class FinetuneSettings:
     """Steps between checkpoints; 0 is once an epoch."""
     workers: str = "1"
     """Number of training workers, or a range such as 2:8."""
+    cpus: int = 1
+    """CPUs of each worker, and so its threads; more pay for large models only."""
     zero: Zero = "auto"
     """ZeRO stage; auto is 2 where the base fits a worker and 3 where not, 0 for one fp32 worker."""
     offload: bool = False
@@ -113,7 +115,14 @@ class FinetuneSettings:
     """Tracking URI of MLflow (needs the mlflow extra)."""
 
     def __post_init__(self) -> None:
-        at_least = {"batch_size": 1, "batch_tokens": 1, "epochs": 1, "k_shot": 0, "patience": 0}
+        at_least = {
+            "batch_size": 1,
+            "batch_tokens": 1,
+            "epochs": 1,
+            "cpus": 1,
+            "k_shot": 0,
+            "patience": 0,
+        }
         at_least |= {"eval_every": 0, "checkpoint_every": 0, "max_failures": -1, "clip": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
