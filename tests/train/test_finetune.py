@@ -275,7 +275,6 @@ def test_without_a_cluster_the_user_is_told(tmp_path: Path) -> None:
     [
         "--load-in bf16 --zero 3 --workers 2 --offload true --gradient-checkpointing true "
         "--head generate",
-        "--load-in 4bit --zero 2 --head tag",
         "--load-in bf16 --zero 1 --workers 2 --head tag",
     ],
 )
