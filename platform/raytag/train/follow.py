@@ -52,8 +52,6 @@ class Follower(threading.Thread):
     def __init__(self, mailbox: "ActorHandle[Any]", settings: FinetuneSettings, run: str) -> None:
         super().__init__(daemon=True)
         self._mailbox = mailbox
-        self._settings = settings
-        self._run = run
         self._done = threading.Event()
         self._sinks: list[Sink] = [_TensorBoard(settings.output)]
         if settings.mlflow:
