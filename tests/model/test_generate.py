@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import Layout, checkpoint
+from tiny import Layout, assert_legal, checkpoint
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -19,7 +19,6 @@ from raytag.model.heads import IGNORED, Encoded
 from raytag.model.heads.generate import GenerateHead, _likeliest
 from raytag.text.prompt import ask, read_answer, write_answer
 from raytag.text.spans import Entity, Example
-from raytag.text.words import words
 
 LABELS = ("PER", "LOC", "ORG", "A: [B]")
 LAYOUTS: tuple[Layout, ...] = ("byte-level", "sentencepiece")
@@ -87,17 +86,7 @@ def test_no_entity_outside_the_text_and_no_foreign_label_whatever_the_weights(
                 entities = answer.entities
                 # The decoder walked the offsets; the reader looks for them in the string.
                 assert entities == read_answer(answer.written, text, LABELS)
-                starts = {start for start, _ in words(text)}
-                ends = {end for _, end in words(text)}
-                at = 0
-                for entity in entities:
-                    assert entity.start in starts
-                    assert entity.end in ends
-                    assert at <= entity.start < entity.end <= len(text)
-                    assert entity.label in LABELS
-                    assert entity.score is not None
-                    assert 0 < entity.score <= 1
-                    at = entity.end
+                assert_legal(entities, text, LABELS)
                 found += len(entities)
     assert found >= 500, "a test of entities needs entities"
 

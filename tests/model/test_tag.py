@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import checkpoint, encoder, tokenizer, wordpiece
+from tiny import assert_legal, checkpoint, encoder, tokenizer, wordpiece
 from torch import nn
 
 from raytag.errors import DataError, ModelError
@@ -93,17 +93,7 @@ def test_no_entity_outside_the_text_and_no_foreign_label_whatever_the_weights(
     for start in range(0, len(asked), 50):
         batch = asked[start : start + 50]
         for text, entities in zip(batch, head.extract(model, batch), strict=True):
-            starts = {start for start, _ in words(text)}
-            ends = {end for _, end in words(text)}
-            at = 0
-            for entity in entities:
-                assert entity.start in starts
-                assert entity.end in ends
-                assert at <= entity.start < entity.end <= len(text)
-                assert entity.label in LABELS
-                assert entity.score is not None
-                assert 0 < entity.score <= 1
-                at = entity.end
+            assert_legal(entities, text, LABELS)
             found += entities
     assert len(found) >= 500, "a test of entities needs entities"
     assert {entity.label for entity in found} == set(LABELS)

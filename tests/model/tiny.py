@@ -5,6 +5,7 @@ The tokenizers come in the two layouts that real causal models have, and in an e
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,9 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from raytag.text.spans import Entity
+from raytag.text.words import words
 
 Layout = Literal["byte-level", "sentencepiece"]
 
@@ -177,3 +181,18 @@ def encoder(folder: Path, seed: int = 0, hidden: int = 32) -> Path:
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
     return folder
+
+
+def assert_legal(entities: Sequence[Entity], text: str, labels: Sequence[str]) -> None:
+    """Every entity stands in the text, on words' ends, in order, apart, and has a known label."""
+    starts = {start for start, _ in words(text)}
+    ends = {end for _, end in words(text)}
+    at = 0
+    for entity in entities:
+        assert entity.start in starts
+        assert entity.end in ends
+        assert at <= entity.start < entity.end <= len(text)
+        assert entity.label in labels
+        assert entity.score is not None
+        assert 0 < entity.score <= 1
+        at = entity.end

@@ -55,5 +55,23 @@ def test_one_without_a_manifest_does_not_count(tmp_path: Path) -> None:
         load_checkpoint(torn)
 
 
+def test_training_stops_after_so_many_evaluations_that_were_no_better() -> None:
+    progress = Progress()
+    better = []
+    for step, f1 in enumerate((0.0, 0.0, 0.0, 0.5, 0.4, 0.6, 0.6, 0.3), 1):
+        assert not progress.stopped_early
+        progress.step = step
+        better.append(progress.judge(f1, patience=2))
+    assert better == [True, True, True, True, False, True, False, False]
+    assert progress.stopped_early
+    assert (progress.best_f1, progress.best_step) == (0.6, 6)
+
+
+def test_without_patience_it_never_stops() -> None:
+    progress = Progress(best_f1=0.9)
+    assert not any(progress.judge(0.1, patience=0) for _ in range(50))
+    assert not progress.stopped_early
+
+
 def test_none_where_there_are_none(tmp_path: Path) -> None:
     assert complete(str(tmp_path / "nowhere")) == []

@@ -55,18 +55,29 @@ def _conll(rows: list[str]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _job(
-    cluster: LocalCluster, *flags: str, timeout: float = 240, cwd: Path = ROOT
-) -> "subprocess.CompletedProcess[str]":
+def _run(cluster: LocalCluster, *command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, str(JOB), *flags],
+        command,
         env=dict(cluster.environment),
-        cwd=cwd,
+        cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=280,
         check=False,
     )
+
+
+def _job(cluster: LocalCluster, *flags: str) -> "subprocess.CompletedProcess[str]":
+    return _run(cluster, sys.executable, str(JOB), *flags)
+
+
+def _submit(cluster: LocalCluster, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    ray = Path(sys.executable).with_name("ray")
+    return _run(cluster, str(ray), "job", "submit", *arguments)
+
+
+def _report(output: Path) -> Report:
+    return from_json((output / "report" / "report.json").read_text(encoding="utf-8"))
 
 
 def test_the_gpu_users_line_on_a_tiny_base(
@@ -76,22 +87,13 @@ def test_the_gpu_users_line_on_a_tiny_base(
     s3.put_object(Bucket="news", Key="train.conll", Body=_conll(rows[:40]).encode())
     s3.put_object(Bucket="news", Key="dev.conll", Body=_conll(rows[40:50]).encode())
     s3.put_object(Bucket="news", Key="test.conll", Body=_conll(rows[50:]).encode())
-    ray = Path(sys.executable).with_name("ray")
-    command = [
-        *(str(ray), "job", "submit", "--working-dir", ".", "--"),
+    done = _submit(
+        cluster,
+        *("--working-dir", ".", "--"),
         *("python", "jobs/finetune.py", "--base", str(base), "--load-in", "8bit"),
         *("--train", "s3://news/train.conll", "--dev", "s3://news/dev.conll"),
         *("--test", "s3://news/test.conll", "--zero", "2", "--workers", "2"),
         *("--head", "generate", "--epochs", "2", "--output", "s3://news/run"),
-    ]
-    done = subprocess.run(
-        command,
-        env=dict(cluster.environment),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "s3://news/run/adapter" in done.stdout
@@ -113,6 +115,15 @@ def test_the_gpu_users_line_on_a_tiny_base(
     kept = read_examples("s3://news/run/predictions/test.jsonl").examples
     assert [e.text for e in kept] == texts
     assert len(found) == len(texts)
+
+    # The model card is the s3:// adapter's: its snippet is for a copy beside the program.
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    code = card.partition("```python\n")[2].partition("```")[0]
+    assert "aws s3 cp --recursive s3://news/run/adapter adapter" in code
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert shown.stdout.startswith("tensor("), shown.stderr
 
     scored = _job_evaluate(cluster, "s3://news/run", tmp_path)
     assert scored.test == report.test
@@ -137,21 +148,13 @@ def test_a_worker_killed_and_every_step_taken_once(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    until = time.monotonic() + 120
-    while not list(output.glob("checkpoints/*/*/manifest.json")):
-        assert process.poll() is None, process.communicate()[0][-3000:]
-        assert time.monotonic() < until, "no checkpoint in two minutes"
-        time.sleep(0.05)
-    saved = max(
-        int(path.parent.name.partition("-")[0])
-        for path in output.glob("checkpoints/*/*/manifest.json")
-    )
+    saved = _until_saved(output, process)
     victims = _train_workers()
     assert len(victims) == 2
     os.kill(victims[1], signal.SIGKILL)
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 0, said[-3000:]
-    report = from_json((output / "report" / "report.json").read_text(encoding="utf-8"))
+    report = _report(output)
     train = report.data.counts["train"]["examples"]
     steps = 12 * -(-train // 2)
     assert [point.step for point in report.curve] == list(range(1, steps + 1))
@@ -171,6 +174,16 @@ def test_a_worker_killed_and_every_step_taken_once(
     other = _job(cluster, *flags, "--lr", "0.5")
     assert other.returncode == 2
     assert "holds another run (lr: 0.0001 there, 0.5 here)" in other.stderr
+
+
+def _until_saved(output: Path, process: "subprocess.Popen[str]") -> int:
+    """Wait for a complete checkpoint; the steps of the newest."""
+    until = time.monotonic() + 120
+    while not (saved := list(output.glob("checkpoints/*/*/manifest.json"))):
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < until, "no checkpoint in two minutes"
+        time.sleep(0.05)
+    return max(int(path.parent.name.partition("-")[0]) for path in saved)
 
 
 def _train_workers() -> list[int]:
@@ -214,7 +227,7 @@ def test_without_dev_the_last_weights_are_kept(
     flags = ["--base", str(base), "--train", str(data), "--output", str(output)]
     done = _job(cluster, *flags, "--dev-share", "0", "--epochs", "7", "--score-untrained", "true")
     assert done.returncode == 0, done.stderr[-3000:]
-    report = from_json((output / "report" / "report.json").read_text(encoding="utf-8"))
+    report = _report(output)
     assert report.dev is None
     assert report.baseline is not None
     assert report.curve[-1].step == 7 * -(-report.data.counts["train"]["examples"] // 16)
@@ -270,12 +283,48 @@ def test_without_a_cluster_the_user_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_stopped_with_two_workers_it_goes_on_with_one(
+    cluster: LocalCluster, base: Path, rows: list[str], tmp_path: Path
+) -> None:
+    data, output = tmp_path / "train.jsonl", tmp_path / "run"
+    data.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    flags = ["--base", str(base), "--train", str(data), "--output", str(output), "--lr", "0.005"]
+    flags += ["--batch-size", "2", "--epochs", "16", "--patience", "2", "--checkpoint-every", "5"]
+    process = subprocess.Popen(
+        [sys.executable, str(JOB), *flags, "--workers", "2"],
+        env=dict(cluster.environment),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    _until_saved(output, process)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 130, said[-3000:]
+    assert "the same command goes on from the last checkpoint" in said
+    again = _job(cluster, *flags)
+    assert again.returncode == 0, again.stderr[-3000:]
+    found = re.search(r"going on from step (\d+)", again.stdout)
+    assert found
+    assert int(found[1]) >= 5
+    report = _report(output)
+    assert report.resources.workers == 1
+    steps = [point.step for point in report.curve]
+    assert steps == list(range(1, len(steps) + 1))
+    # What is kept and scored is the best that dev saw, not the last.
+    assert report.dev is not None
+    assert report.dev.f1 == max(point.dev_f1 or 0.0 for point in report.curve) > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
         "--load-in bf16 --zero 3 --workers 2 --offload true --gradient-checkpointing true "
         "--head generate",
         "--load-in bf16 --zero 1 --workers 2 --head tag",
+        "--load-in 4bit --zero 2 --workers 2 --head tag",
     ],
 )
 def test_what_is_said_to_work_together_does(
@@ -287,45 +336,27 @@ def test_what_is_said_to_work_together_does(
     given = ["--base", str(base), "--train", str(data), "--output", str(output), "--epochs", "3"]
     done = _job(cluster, *given, "--lr", "0.01", *flags.split())
     assert done.returncode == 0, done.stderr[-3000:]
-    report = from_json((output / "report" / "report.json").read_text(encoding="utf-8"))
+    report = _report(output)
     losses = [point.loss for point in report.curve]
     assert losses[-1] < losses[0]
-    # The adapter loads as a user would load it. Its fp32 weights on a 16 bit base need not give
-    # the very entities that training found with weights rounded to 16 bit.
     scored = _job_evaluate(cluster, output, tmp_path)
     assert scored.test is not None
-    assert report.test is not None
-    assert scored.test.micro.support == report.test.micro.support > 0
+    assert scored.test.micro.support > 0
+    assert scored.test == report.test
 
 
 def _job_evaluate(cluster: LocalCluster, output: Path | str, tmp_path: Path) -> Report:
     job = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--adapter", f"{output}/adapter"]
     job += ["--data", f"{output}/data/test.jsonl", "--output", f"{tmp_path}/evaluation"]
-    done = subprocess.run(
-        job,
-        env=dict(cluster.environment),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = _run(cluster, *job)
     assert done.returncode == 0, done.stderr[-3000:]
     return from_json((tmp_path / "evaluation" / "report.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.slow
 def test_the_literal_submission_trains_the_sample(cluster: LocalCluster) -> None:
-    ray = Path(sys.executable).with_name("ray")
-    done = subprocess.run(
-        [str(ray), "job", "submit", "jobs/finetune.py"],
-        env=dict(cluster.environment),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    done = _submit(cluster, "jobs/finetune.py")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    report = from_json((ROOT / "runs/sample/report/report.json").read_text(encoding="utf-8"))
+    report = _report(ROOT / "runs" / "sample")
     assert report.test is not None
     assert report.test.f1 > 0.9

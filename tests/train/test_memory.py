@@ -58,3 +58,9 @@ def test_checkpointing_and_smaller_batches_take_less() -> None:
     assert _need(batch_tokens=2048).activations == pytest.approx(_need().activations / 2)
     assert _need().total > 16 * GIB
     assert "GiB  in all, for each worker" in _need().lines()[-1]
+
+
+def test_zero_3_holds_the_whole_base_on_the_cpu_first() -> None:
+    assert _need(zero=3, workers=8).loading == _need().base
+    assert _need(zero=2, workers=8).loading == 0
+    assert "on the CPU while the base is loaded" in _need(zero=3, workers=8).lines()[-1]

@@ -25,7 +25,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raytag.errors import ModelError
-from raytag.model.base import Base, find_base, head_config, load_model, load_tokenizer
+from raytag.model.base import (
+    Base,
+    find_base,
+    head_config,
+    load_model,
+    load_tokenizer,
+    resolve_load_in,
+)
 from raytag.model.heads import Head
 from raytag.model.heads.generate import GenerateHead
 from raytag.model.heads.tag import TagHead, tag_names
@@ -132,6 +139,11 @@ def context(model: PreTrainedModel | PeftModel) -> int | None:
     return int(limit) - max(reserved, default=0)
 
 
+def token_limit(model: PreTrainedModel | PeftModel) -> int:
+    """:func:`context`, and more than any text has where the config sets no limit."""
+    return context(model) or 1 << 20
+
+
 def output_names(head: HeadName, labels: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the head's output classes; none for a head that writes text."""
     return tag_names(labels) if head == "tag" else ()
@@ -190,9 +202,16 @@ def load_adapter(
             "tokenizer and weights differ; name the right one with --base"
         )
     outputs = output_names(card.head, card.labels)
-    model = load_model(found, card.head, outputs, load_in or card.load_in, device)
+    precision = resolve_load_in(load_in or card.load_in)
+    model = load_model(found, card.head, outputs, precision, device)
     tokenizer = load_tokenizer(folder)
     adapted = _adapted(model, folder)
+    if precision != "fp32":
+        # As in training, where fp32 masters are rounded for the forward pass: what was scored
+        # there is what is loaded here.
+        for parameter in adapted.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.bfloat16)
     head = make_head(card.head, tokenizer, card.labels, card.instruction, context(model))
     return LoadedAdapter(model=adapted, head=head, card=card)
 
@@ -220,7 +239,14 @@ def _adapted(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def snippet(card: AdapterCard, folder: str) -> str:
-    """Python that loads the adapter with transformers and peft alone and prints its logits."""
+    """Python that loads the adapter with transformers and peft alone and prints its logits.
+
+    An adapter in a bucket is copied first, by a command that the snippet names.
+    """
+    place, copy = folder, ""
+    if "://" in folder:
+        place = folder.rstrip("/").rpartition("/")[2]
+        copy = f"# Copied here with: aws s3 cp --recursive {folder} {place}\n"
     kind = "AutoModelForTokenClassification" if card.head == "tag" else "AutoModelForCausalLM"
     if card.head == "tag":
         text = 'text = "Apple\'s CEO Tim Cook gave a presentation in Seoul."'
@@ -234,7 +260,7 @@ def snippet(card: AdapterCard, folder: str) -> str:
 from peft import PeftModel
 from transformers import AutoConfig, {kind}, AutoTokenizer
 
-adapter = {folder!r}
+{copy}adapter = {place!r}
 # The adapter's own config carries what the head needs of the base.
 config = AutoConfig.from_pretrained(adapter)
 base = {kind}.from_pretrained(

@@ -183,6 +183,8 @@ def load_model(
     _check_nothing_missing(model, report["missing_keys"], head, base.name)
     if load_in not in ("8bit", "4bit"):
         model = model.to(device)
+    if load_in == "4bit":
+        _keep_packing(model)
     model.eval()
     if head == "tag" and is_decoder(config):
         _check_reads_both_ways(model, base.name)
@@ -212,6 +214,16 @@ def _dtype_arguments(load_in: LoadIn, head: HeadName, device: torch.device) -> d
         "quantization_config": quantised(**settings),
         "device_map": {"": device},
     }
+
+
+def _keep_packing(model: PreTrainedModel) -> None:
+    # On a CPU with bf16 instructions bitsandbytes packs the weights anew at the first call in
+    # evaluation mode, for a product that autograd does not know and narrow layers break.
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_nothing_missing(

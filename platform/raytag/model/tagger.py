@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from raytag.errors import ModelError
+from raytag.model.adapter import LoadedAdapter, token_limit
 from raytag.model.heads import Head, TooLong
 from raytag.text.spans import Entity
 from raytag.text.windows import Window, merge, split
@@ -42,6 +43,22 @@ class Tagger:
     """The longest input the model can take."""
     batch_tokens: int = 4096
     threshold: float = 0.0
+
+    @classmethod
+    def of(
+        cls, loaded: LoadedAdapter, batch_tokens: int = 4096, threshold: float | None = None
+    ) -> "Tagger":
+        """One for an adapter, in windows of its own size; without a ``threshold``, with that of
+        its training."""
+        trained = float(loaded.card.settings.get("threshold", 0.0))
+        return cls(
+            model=loaded.model,
+            head=loaded.head,
+            window=loaded.card.window,
+            max_tokens=token_limit(loaded.model),
+            batch_tokens=batch_tokens,
+            threshold=trained if threshold is None else threshold,
+        )
 
     def tag(self, texts: Sequence[str]) -> list[list[Entity]]:
         """Entities of each text, sorted, without overlaps, as offsets into it.

@@ -41,6 +41,19 @@ class Progress:
     """Of those, in optimizer steps alone."""
     stopped_early: bool = False
 
+    def judge(self, f1: float, patience: int) -> bool:
+        """Take note of dev F1 at this step; True where it is the best so far.
+
+        Stops early after ``patience`` evaluations that were not, but for 0. While nothing is
+        found yet, later is better, and no reason to give up.
+        """
+        if not self.best_f1 or f1 > self.best_f1:
+            self.best_f1, self.best_step, self.stale = f1, self.step, 0
+            return True
+        self.stale += 1
+        self.stopped_early = 0 < patience <= self.stale
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:

@@ -13,7 +13,7 @@ import ray
 
 from raytag import storage
 from raytag.errors import RaytagError, SettingsError
-from raytag.model.adapter import AdapterCard, context, load_adapter
+from raytag.model.adapter import AdapterCard, load_adapter
 from raytag.model.settings import LoadIn
 from raytag.model.tagger import Tagger
 from raytag.report.content import DataNotes, Report, Resources, to_json
@@ -24,7 +24,7 @@ from raytag.text.formats import Format, read_examples, write_jsonl
 from raytag.text.score import confusion, join_examples, score
 from raytag.text.spans import Entity, Example
 from raytag.train.finetune import connect
-from raytag.train.publish import WORST, versions
+from raytag.train.publish import WORST, tagged, versions
 from raytag.train.worker import JOINED
 
 
@@ -118,18 +118,7 @@ def _tag(settings: EvaluateSettings, texts: Sequence[str]) -> Tagged | RaytagErr
             loaded = load_adapter(
                 Path(folder), base=settings.base, load_in=settings.load_in, device=device
             )
-        tagger = Tagger(
-            model=loaded.model,
-            head=loaded.head,
-            window=loaded.card.window,
-            max_tokens=context(loaded.model) or 1 << 20,
-            batch_tokens=settings.batch_tokens,
-            threshold=(
-                float(loaded.card.settings.get("threshold", 0.0))
-                if settings.threshold is None
-                else settings.threshold
-            ),
-        )
+        tagger = Tagger.of(loaded, settings.batch_tokens, settings.threshold)
         started = time.time()
         return Tagged(card=loaded.card, entities=tagger.tag(texts), seconds=time.time() - started)
     except RaytagError as exc:
@@ -139,10 +128,6 @@ def _tag(settings: EvaluateSettings, texts: Sequence[str]) -> Tagged | RaytagErr
 def _write(
     output: str, report: Report, examples: Sequence[Example], found: Sequence[Sequence[Entity]]
 ) -> None:
-    predicted = [
-        Example(e.id, e.text, tuple(entities), e.group)
-        for e, entities in zip(examples, found, strict=True)
-    ]
-    write_jsonl(storage.join(output, "predictions.jsonl"), predicted)
+    write_jsonl(storage.join(output, "predictions.jsonl"), tagged(examples, found))
     storage.write_bytes(storage.join(output, "report.html"), render_page(report).encode())
     storage.write_bytes(storage.join(output, "report.json"), to_json(report).encode())

@@ -206,7 +206,8 @@ def _preflight(
     config = head_config(base, settings.head, output_names(settings.head, data.labels))
     stages = [int(settings.zero)] if settings.zero != "auto" else _stages(fewest, load_in)
     available = _memory_there(device, most)
-    short: list[float] = []
+    host = _host_memory(device, most)
+    short: list[MemoryNeed] = []
     for zero in stages:
         need = memory_need(
             config,
@@ -221,13 +222,22 @@ def _preflight(
             gradient_checkpointing=settings.gradient_checkpointing,
             generates=settings.head == "generate",
         )
-        if available is None or need.total <= available:
+        if (available is None or need.total <= available) and (
+            host is None or need.loading <= host
+        ):
             return device, zero, need, available
-        short.append(need.total)
+        short.append(need)
+    least = min(short, key=lambda need: need.total)
+    if available is not None and least.total > available:
+        raise ResourceError(
+            f"each worker needs about {least.total / GIB:.1f} GiB and has "
+            f"{available / GIB:.1f} GiB: lower --batch_tokens, set --gradient_checkpointing true, "
+            "load the base in 8bit or 4bit, or use more --workers with --zero 3"
+        )
     raise ResourceError(
-        f"each worker needs about {min(short) / GIB:.1f} GiB and has "
-        f"{(available or 0) / GIB:.1f} GiB: lower --batch_tokens, set --gradient_checkpointing "
-        "true, load the base in 8bit or 4bit, or use more --workers with --zero 3"
+        f"ZeRO-3 loads the base on the CPU first, {least.loading / GIB:.1f} GiB for each worker, "
+        f"and a node has {(host or 0) / GIB:.1f} GiB for each: use nodes with more memory, or "
+        "load the base in 8bit or 4bit with --zero 2"
     )
 
 
@@ -254,6 +264,19 @@ def _memory_there(device: str, workers: int) -> float | None:
         except ray.exceptions.GetTimeoutError:
             ray.cancel(asked, force=True)
             return None
+    return _host_memory(device, workers)
+
+
+def _host_memory(device: str, workers: int) -> float | None:
+    """Bytes of the CPU's memory for each worker of a node; None where no such node is up."""
+    nodes = _nodes()
+    if device == "gpu":
+        shares = [
+            node.get("memory", 0.0) / min(workers, node["GPU"])
+            for node in nodes
+            if node.get("GPU", 0) >= 1
+        ]
+        return max(shares, default=None)
     largest = max(node.get("memory", 0.0) for node in nodes)
     return float(largest / max(1, -(-workers // len(nodes))))
 

@@ -87,13 +87,13 @@ class Follower(threading.Thread):
                         print(content, flush=True)
                     else:
                         _show(progress, content)
-                        self._to_sinks(lambda sink, record=content: sink.step(record))
+                        self.tell(lambda sink, record=content: sink.step(record))
                 if last:
                     break
                 self._done.wait(_POLL_SECONDS)
-        self._to_sinks(lambda sink: sink.close(self.outcome is not None))
+        self.tell(lambda sink: sink.close(self.outcome is not None))
 
-    def _to_sinks(self, do: Callable[["Sink"], None]) -> None:
+    def tell(self, do: Callable[["Sink"], None]) -> None:
         """A sink that fails is left out from then on: training is worth more than its picture."""
         for sink in list(self._sinks):
             try:

@@ -28,6 +28,8 @@ class MemoryNeed:
     adapter: float
     """Trained weights, their gradients, fp32 copies and moments."""
     activations: float
+    loading: float = 0.0
+    """In the CPU's memory, before ZeRO-3 parts the base; gone when training begins."""
     reserve: float = _RESERVE
 
     @property
@@ -41,11 +43,11 @@ class MemoryNeed:
             "adapter with gradients and moments": self.adapter,
             "activations": self.activations,
             "reserve": self.reserve,
+            "in all, for each worker": self.total,
         }
-        return [
-            *(f"{value / GIB:8.2f} GiB  {name}" for name, value in parts.items()),
-            f"{self.total / GIB:8.2f} GiB  in all, for each worker",
-        ]
+        if self.loading:
+            parts["on the CPU while the base is loaded, for each worker"] = self.loading
+        return [f"{value / GIB:8.2f} GiB  {name}" for name, value in parts.items()]
 
 
 def memory_need(
@@ -96,4 +98,5 @@ def memory_need(
         base=base / workers if zero == 3 else base,
         adapter=moments + weights + gradients,
         activations=tokens * per_token + scored,
+        loading=base if zero == 3 else 0.0,
     )

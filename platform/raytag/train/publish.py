@@ -42,17 +42,22 @@ def publish(
     found = outcome.predictions
     documents = join_examples(data.test, JOINED)
     for name, examples in (("dev", data.dev), ("test", data.test), ("test_documents", documents)):
-        predicted = [
-            Example(e.id, e.text, tuple(entities), e.group)
-            for e, entities in zip(examples, found[name], strict=True)
-        ]
-        write_jsonl(storage.join(settings.output, "predictions", f"{name}.jsonl"), predicted)
+        path = storage.join(settings.output, "predictions", f"{name}.jsonl")
+        write_jsonl(path, tagged(examples, found[name]))
     report = _report(settings, data, outcome, seconds, documents)
     _write_adapter(settings, data, outcome, report)
     folder = storage.join(settings.output, "report")
     storage.write_bytes(storage.join(folder, "report.html"), render_page(report).encode())
     storage.write_bytes(storage.join(folder, "report.json"), to_json(report).encode())
     return Published(report=report, test=data.test, predicted=found["test"])
+
+
+def tagged(examples: Sequence[Example], found: Sequence[Sequence[Entity]]) -> list[Example]:
+    """The examples with what was found in the place of gold."""
+    return [
+        replace(example, entities=tuple(entities))
+        for example, entities in zip(examples, found, strict=True)
+    ]
 
 
 def scores_of(examples: Sequence[Example], found: Sequence[Sequence[Entity]]) -> Scores | None:

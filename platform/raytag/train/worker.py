@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from raytag import storage
 from raytag.errors import RaytagError, StorageError
-from raytag.model.adapter import AdapterCard, context, make_head, output_names, save_adapter
+from raytag.model.adapter import (
+    AdapterCard,
+    context,
+    make_head,
+    output_names,
+    save_adapter,
+    token_limit,
+)
 from raytag.model.base import Base, find_base, load_model, load_tokenizer, resolve_load_in
 from raytag.model.heads import Head
 from raytag.model.lora import add_adapter
@@ -157,7 +164,7 @@ class Worker:
             # ZeRO-3 parts the base among the workers, none of which need hold it whole.
             torch.device("cpu") if self._job.zero == 3 else self._device,
         )
-        self._limit = context(model) or 1 << 20
+        self._limit = token_limit(model)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
@@ -235,7 +242,6 @@ class Worker:
 
     def _evaluate(self) -> float:
         """Dev F1 now; remembers the weights if they are the best so far."""
-        progress = self._progress
         gold = [example.entities for example in self._job.dev]
         scored = torch.tensor(
             score(gold, self._predict(self._job.dev)).f1, dtype=torch.float64, device=self._device
@@ -243,14 +249,8 @@ class Worker:
         # What follows is done by all workers or none, so all must go by one number.
         dist.broadcast(scored, 0)
         f1 = float(scored)
-        # While nothing is found yet, later is better, and no reason to give up.
-        if not progress.best_f1 or f1 > progress.best_f1:
+        if self._progress.judge(f1, self._settings.patience):
             self._best = self._engine.weights()
-            progress.best_f1, progress.best_step, progress.stale = f1, progress.step, 0
-        else:
-            progress.stale += 1
-            patience = self._settings.patience
-            progress.stopped_early = bool(patience) and progress.stale >= patience
         return f1
 
     def _save(self) -> None:
