@@ -20,14 +20,15 @@ BELOW = {
     "report": {"errors", "storage", "text"},
     "model": {"errors", "storage", "text"},
     "registry": {"errors", "storage", "text", "report", "model"},
-    "train": {"errors", "storage", "text", "report", "model", "registry", "local"},
-    "bulk": {"errors", "storage", "text", "report", "model", "registry", "local"},
-    "serve": {"errors", "storage", "text", "report", "model", "registry", "local"},
+    "train": {"errors", "storage", "text", "report", "model", "registry", "cluster"},
+    "bulk": {"errors", "storage", "text", "report", "model", "registry", "cluster"},
+    "serve": {"errors", "storage", "text", "report", "model", "registry", "cluster"},
+    "cluster": {"errors"},
     "local": {"errors"},
 }
 """Room -> the rooms it may import from, besides itself. What is not here stands at the top."""
 
-USES_RAY = {"train", "bulk", "serve"}
+USES_RAY = {"cluster", "train", "bulk", "serve"}
 NO_TORCH = {"text", "report", "errors", "storage", "local", "__init__"}
 
 

@@ -1,7 +1,10 @@
 """Storage on a local disk and on S3: the same promises, and errors that say what to do."""
 
 import os
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +49,102 @@ def test_listing_is_whole_sorted_and_of_one_folder_only(top: str) -> None:
     assert storage.list_files(top) == [storage.join(top, name) for name in sorted(names)]
     assert storage.list_files(f"{top}/") == storage.list_files(top)
     assert storage.list_files(storage.join(top, "none")) == []
+
+
+def test_an_entry_says_size_and_version(top: str) -> None:
+    for name, data in {"b": b"two", "a/x": b"one"}.items():
+        storage.write_bytes(storage.join(top, name), data)
+    entries = storage.list_entries(top)
+    assert [entry.uri for entry in entries] == storage.list_files(top)
+    assert [entry.size for entry in entries] == [3, 3]
+    uri = storage.join(top, "b")
+    assert storage.entry(uri) == entries[1]
+    storage.write_bytes(uri, b"TWO")
+    again = storage.entry(uri)
+    assert again.size == 3
+    assert again.version != entries[1].version
+    with pytest.raises(StorageError, match=r"there is no such file; did you mean b\?"):
+        storage.entry(storage.join(top, "bb"))
+
+
+def test_a_file_is_read_as_a_stream_from_any_byte(top: str) -> None:
+    uri = storage.join(top, "large")
+    data = b"".join(b"line %d\n" % i for i in range(1_000_000))
+    storage.write_bytes(uri, data)
+    with storage.open_read(uri) as stream:
+        assert stream.readline() == b"line 0\n"
+        assert stream.read() == data[7:]
+        assert stream.read(1) == b""
+        stream.seek(-7, os.SEEK_END)
+        assert stream.read() == b"999999\n"
+        stream.seek(9_000_000)
+        assert stream.read(5_000_000) == data[9_000_000:14_000_000]
+        assert stream.tell() == min(14_000_000, len(data))
+    with storage.open_read(uri, 8_000_000) as stream:
+        assert list(stream) == data[8_000_000:].splitlines(keepends=True)
+    with storage.open_read(uri, len(data) + 5) as stream:
+        assert stream.read() == b""
+    storage.write_bytes(uri, b"")
+    with storage.open_read(uri) as stream:
+        assert stream.read() == b""
+    with pytest.raises(StorageError, match="there is no such file"), storage.open_read(f"{uri}x"):
+        pass
+
+
+def test_a_stream_is_of_one_version_of_an_object(s3: "S3Client") -> None:
+    s3.create_bucket(Bucket="moving")
+    s3.put_object(Bucket="moving", Key="k", Body=b"a" * 5_000_000)
+    with storage.open_read("s3://moving/k") as stream:
+        assert stream.read(1) == b"a"
+        s3.put_object(Bucket="moving", Key="k", Body=b"b" * 5_000_000)
+        with pytest.raises(StorageError, match="it was changed while it was read; start again"):
+            stream.read()
+
+
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """A store with one object of 10 bytes; the list says which readings of it break off."""
+    breaks: list[bool] = []
+    listed = (
+        "<ListBucketResult><Contents><Key>k</Key><Size>10</Size><ETag>&quot;e&quot;</ETag>"
+        "</Contents></ListBucketResult>"
+    )
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = listed.encode() if "list-type" in self.path else b"0123456789"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", '"e"')
+            self.end_headers()
+            broken = "list-type" not in self.path and breaks.pop(0)
+            self.wfile.write(body[:4] if broken else body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anyone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    yield breaks
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_connection_that_breaks_is_tried_again_and_then_an_error(breaking: list[bool]) -> None:
+    breaking[:] = [True, True, False]
+    with storage.open_read("s3://bucket/k") as stream:
+        assert stream.read() == b"0123456789"
+    breaking[:] = [True] * 20
+    with (
+        storage.open_read("s3://bucket/k") as stream,
+        pytest.raises(StorageError, match=r"^s3://bucket/k: http://127.0.0.1:\d+ does not answer"),
+    ):
+        stream.read()
+    assert len(breaking) == 17
 
 
 def test_create_happens_once(top: str) -> None:

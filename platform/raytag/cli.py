@@ -1,4 +1,6 @@
-"""Settings from YAML and flags, errors as one line, and the exit status: what every job shares.
+"""The verbs, as ``raytag VERB …`` and as the scripts in jobs/: parse, build, run, say.
+
+What all of them share: settings from YAML and flags, errors as one line, and the exit status.
 
 0    done
 1    a bug, with its traceback
@@ -6,11 +8,15 @@
 130  stopped with Ctrl-C
 """
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
+from raytag import storage
 from raytag.errors import RaytagError, SettingsError
 
 Settings = TypeVar("Settings")
@@ -49,6 +55,127 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = 
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def finetune(arguments: Sequence[str]) -> int:
+    """Fine-tune a base model on annotated text."""
+    from raytag.train.settings import FinetuneSettings
+
+    settings = read_settings(FinetuneSettings, arguments, "finetune.py")
+    from raytag.report.terminal import print_report, print_tagged
+    from raytag.train.finetune import finetune as train
+
+    published = train(settings)
+    if published is not None:
+        print_report(published.report, sentences=0)
+        print("\nheld-out sentences, as the adapter tags them:")
+        print_tagged([example.text for example in published.test], published.predicted)
+        print(f"adapter: {settings.output}/adapter")
+        print(f"report:  {settings.output}/report/report.html")
+    return 0
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Score an adapter on annotated text."""
+    from raytag.train.evaluate import EvaluateSettings
+    from raytag.train.evaluate import evaluate as score
+
+    settings = read_settings(EvaluateSettings, arguments, "evaluate.py")
+    from raytag.report.terminal import print_report
+
+    print_report(score(settings))
+    if settings.output:
+        print(f"report: {settings.output}/report.html")
+    return 0
+
+
+def merge(arguments: Sequence[str]) -> int:
+    """Make one model of an adapter and its base."""
+    from raytag.model.settings import MergeSettings
+
+    settings = read_settings(MergeSettings, arguments, "merge.py")
+    from raytag.cluster import check_output
+    from raytag.model.merge import merge_adapter
+
+    check_output(settings.output)
+    merged = merge_adapter(settings)
+    print(f"largest difference: {merged.difference:.1e} of the largest logit, in {merged.dtype}")
+    if merged.f1:
+        print(f"strict F1: {merged.f1[0]:.4f} as an adapter, {merged.f1[1]:.4f} merged")
+    print(f"model: {settings.output}")
+    return 0
+
+
+def tag(arguments: Sequence[str]) -> int:
+    """Tag a corpus, each document exactly once."""
+    from raytag.bulk.settings import TagSettings
+
+    settings = read_settings(TagSettings, arguments, "tag.py")
+    from raytag.bulk.tag import tag as tag_corpus
+    from raytag.report.tagged import print_summary
+
+    manifest = tag_corpus(settings)
+    print_summary(manifest.labels, manifest.names)
+    print(
+        f"{manifest.documents_out:,} of {manifest.documents_in:,} documents tagged, "
+        f"{manifest.documents_rejected:,} set aside"
+    )
+    print(f"tags: {settings.output}/data, as listed in {settings.output}/_manifest.json")
+    return 0
+
+
+def show(arguments: Sequence[str]) -> int:
+    """Show tagged documents with their entities, here or as a page."""
+    parser = argparse.ArgumentParser(prog="raytag show", description=show.__doc__)
+    parser.add_argument("output", help="what a tagging job wrote, local or s3://")
+    parser.add_argument("--limit", type=int, default=20, help="most documents to show")
+    parser.add_argument("--label", action="append", help="only documents that hold such an entity")
+    parser.add_argument("--whole", action="store_true", help="whole texts, however long")
+    parser.add_argument("--html", type=Path, help="write a page to this file instead")
+    given = parser.parse_args(arguments)
+    from raytag.bulk.results import finished, read_documents
+    from raytag.report.tagged import print_documents, render_tagged
+
+    manifest = finished(given.output)
+    wanted = set(given.label or ())
+    unknown = sorted(wanted - manifest.labels.keys())
+    if unknown:
+        raise SettingsError(
+            f"no entity of label {unknown[0]} was found; there are {', '.join(manifest.labels)}"
+        )
+    documents = (
+        document
+        for document in read_documents(given.output, manifest)
+        if not wanted or wanted & {entity.label for entity in document.entities}
+    )
+    shown = list(islice(documents, given.limit))
+    if given.html:
+        page = render_tagged(
+            shown, title=given.output, total=manifest.documents_out, whole=given.whole
+        )
+        storage.write_bytes(given.html, page.encode())
+        print(f"page: {given.html}")
+    else:
+        print_documents(shown, whole=given.whole)
+        print(f"{len(shown):,} of {manifest.documents_out:,} documents")
+    return 0
+
+
+VERBS = {verb.__name__: verb for verb in (finetune, evaluate, merge, tag, show)}
+
+
+def main() -> int:
+    """``raytag VERB …``."""
+    verbs = "".join(f"  {name:9} {verb.__doc__}\n" for name, verb in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="raytag",
+        usage="raytag VERB …",
+        description=f"verbs (each has its own --help):\n{verbs}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=VERBS)
+    verb = parser.parse_args(sys.argv[1:2]).verb
+    return run(VERBS[verb], sys.argv[2:])
 
 
 def _underscored(argument: str) -> str:

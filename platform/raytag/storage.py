@@ -7,18 +7,21 @@ StorageError of one line that says what to do.
 
 import difflib
 import functools
+import io
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from raytag.errors import StorageError
 
 if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectTypeDef
 
 Uri = str | os.PathLike[str]
 
@@ -33,6 +36,21 @@ _BAD_CREDENTIALS = {
 }
 _REFUSED = {"403", "AccessDenied", "AllAccessDisabled", "AccountProblem"}
 _ELSEWHERE = {"301", "AuthorizationHeaderMalformed", "PermanentRedirect"}
+
+_BUFFER = 4 << 20
+"""Bytes that a stream reads ahead, and so the size of its requests."""
+_TRIES = 3
+"""How often a range is asked for whose answer breaks off."""
+
+
+class Entry(NamedTuple):
+    """A file as the store lists it."""
+
+    uri: str
+    size: int
+    """In bytes."""
+    version: str
+    """Changes when the content does: size and time of the last change, on S3 size and ETag."""
 
 
 class _Place(NamedTuple):
@@ -90,7 +108,7 @@ def exists(uri: Uri) -> bool:
     place = _place(uri)
     with _translated(uri, "look for"):
         if place.bucket:
-            return place.key in _first_keys(place.bucket, place.key)
+            return any(found["Key"] == place.key for found in _first(place.bucket, place.key))
         return Path(place.key).is_file()
 
 
@@ -99,20 +117,58 @@ def is_folder(uri: Uri) -> bool:
     place = _place(uri)
     with _translated(uri, "look for"):
         if place.bucket:
-            return bool(_first_keys(place.bucket, _as_prefix(place.key)))
+            return bool(_first(place.bucket, _as_prefix(place.key)))
         return Path(place.key).is_dir()
 
 
 def list_files(folder: Uri) -> list[str]:
     """The URIs of all files below a folder, at any depth, sorted; none where it is absent."""
+    return [entry.uri for entry in list_entries(folder)]
+
+
+def list_entries(folder: Uri) -> list[Entry]:
+    """All files below a folder, at any depth, sorted by URI; none where it is absent."""
     place = _place(folder)
     with _translated(folder, "list"):
         if place.bucket:
-            keys = _keys(place.bucket, _as_prefix(place.key))
-            return sorted(f"s3://{place.bucket}/{key}" for key in keys)
+            objects = _objects(place.bucket, _as_prefix(place.key))
+            return sorted(_entry_of_object(place.bucket, found) for found in objects)
         root = Path(place.key)
-        found = (path for path in root.rglob("*") if path.is_file() and not _temporary(path))
-        return sorted(join(os.fspath(folder), path.relative_to(root).as_posix()) for path in found)
+        entries = []
+        for path in root.rglob("*"):
+            if path.is_file() and not _temporary(path):
+                uri = join(os.fspath(folder), path.relative_to(root).as_posix())
+                with suppress(FileNotFoundError):  # removed just now: not there, then
+                    entries.append(_entry_of_path(uri, path))
+        return sorted(entries)
+
+
+def entry(uri: Uri) -> Entry:
+    """What the store says of one file."""
+    place = _place(uri)
+    with _translated(uri, "look for"):
+        if not place.bucket:
+            if Path(place.key).is_dir():
+                raise IsADirectoryError
+            return _entry_of_path(os.fspath(uri), Path(place.key))
+        for found in _first(place.bucket, place.key):
+            if found["Key"] == place.key:
+                return _entry_of_object(place.bucket, found)
+        raise StorageError(f"{os.fspath(uri)}: {_said_by_code('NoSuchKey', '', place, 'read')}")
+
+
+@contextmanager
+def open_read(uri: Uri, offset: int = 0) -> Iterator[BinaryIO]:
+    """A file's bytes as a buffered stream that can seek, at first at this offset.
+
+    Whatever goes wrong while it is read is a StorageError too.
+    """
+    place = _place(uri)
+    with _translated(uri, "read"):
+        raw = _Object(entry(uri)) if place.bucket else _File(place.key)
+    with io.BufferedReader(raw, _BUFFER) as stream:
+        stream.seek(offset)
+        yield stream
 
 
 def upload_folder(local: Uri, uri: Uri) -> list[str]:
@@ -173,8 +229,8 @@ def remove_folder(uri: Uri) -> None:
         raise StorageError(f"{os.fspath(uri)}: will not remove everything there; name a folder")
     with _translated(uri, "remove"):
         if place.bucket:
-            for key in list(_keys(place.bucket, _as_prefix(place.key))):
-                _s3().delete_object(Bucket=place.bucket, Key=key)
+            for found in list(_objects(place.bucket, _as_prefix(place.key))):
+                _s3().delete_object(Bucket=place.bucket, Key=found["Key"])
         elif Path(place.key).is_dir():
             shutil.rmtree(place.key)
 
@@ -218,6 +274,19 @@ def _beside(target: Path, data: bytes | None = None) -> Iterator[Path]:
             temporary.unlink()
 
 
+class _File(io.FileIO):
+    """A local file whose errors, while it is read, are StorageErrors."""
+
+    def readinto(self, buffer: "WriteableBuffer") -> int | None:
+        with _translated(os.fspath(self.name), "read"):
+            return super().readinto(buffer)
+
+
+def _entry_of_path(uri: str, path: Path) -> Entry:
+    status = path.stat()
+    return Entry(uri, status.st_size, f"{status.st_size}:{status.st_mtime_ns}")
+
+
 def _temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
@@ -257,18 +326,74 @@ def _client(pid: int, settings: tuple[tuple[str, str], ...]) -> "S3Client":
     return boto3.session.Session().client("s3", config=config)
 
 
-def _first_keys(bucket: str, prefix: str) -> list[str]:
-    """The first key with a prefix: the prefix itself where that is a key."""
+def _first(bucket: str, prefix: str) -> "list[ObjectTypeDef]":
+    """The first object with a prefix, if any: that of the prefix itself where it is a key."""
     answer = _s3().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
-    return [found["Key"] for found in answer.get("Contents", [])]
+    return answer.get("Contents", [])
 
 
-def _keys(bucket: str, prefix: str) -> Iterator[str]:
-    """All keys below a prefix, without the empty ones some tools make to stand for folders."""
+def _objects(bucket: str, prefix: str) -> "Iterator[ObjectTypeDef]":
+    """All objects below a prefix, without the empty ones some tools make to stand for folders."""
     for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for found in page.get("Contents", []):
             if not found["Key"].endswith("/"):
-                yield found["Key"]
+                yield found
+
+
+def _entry_of_object(bucket: str, found: "ObjectTypeDef") -> Entry:
+    etag = found["ETag"].strip('"')
+    return Entry(f"s3://{bucket}/{found['Key']}", found["Size"], f"{found['Size']}:{etag}")
+
+
+class _Object(io.RawIOBase):
+    """An object read range by range, each a request of its own, all of one version of it."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._entry.size}
+        self._at = starts[whence] + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer)
+        size = min(len(view), self._entry.size - self._at)
+        if size <= 0:
+            return 0
+        with _translated(self._entry.uri, "read"):
+            view[:size] = _range(self._entry, self._at, size)
+        self._at += size
+        return size
+
+
+def _range(entry: Entry, first: int, size: int) -> bytes:
+    """These bytes of an object, asked for again where the connection breaks on the way."""
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+    place = _place(entry.uri)
+    asked = f"bytes={first}-{first + size - 1}"
+    for left in reversed(range(_TRIES)):
+        answer = _s3().get_object(Bucket=place.bucket, Key=place.key, Range=asked)
+        etag = answer["ETag"].strip('"')
+        if entry.version != f"{entry.size}:{etag}":
+            raise StorageError(f"{entry.uri}: it was changed while it was read; start again")
+        try:
+            return answer["Body"].read()
+        except (HTTPClientError, IncompleteReadError):
+            if not left:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _create_object(place: _Place, data: bytes) -> bool:
@@ -375,6 +500,8 @@ def _said_by_code(code: str, message: str, place: _Place, doing: str) -> str:
         )
     if code in _REFUSED:
         return f"the credentials may not {doing} it ({code}); ask for that right on the bucket"
+    if code == "InvalidRange":
+        return "it was changed while it was read; start again"
     if code in _ELSEWHERE:
         return f"the bucket is in another region ({code}); set AWS_DEFAULT_REGION to it"
     words = " ".join(message.split()).rstrip(".")

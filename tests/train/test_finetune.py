@@ -283,13 +283,15 @@ def test_without_a_cluster_the_user_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_stopped_with_two_workers_it_goes_on_with_one(
-    cluster: LocalCluster, base: Path, rows: list[str], tmp_path: Path
+    cluster: LocalCluster, rows: list[str], tmp_path: Path
 ) -> None:
     data, output = tmp_path / "train.jsonl", tmp_path / "run"
     data.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    flags = ["--base", str(base), "--train", str(data), "--output", str(output), "--lr", "0.005"]
-    flags += ["--batch-size", "2", "--epochs", "16", "--patience", "2", "--checkpoint-every", "5"]
+    flags = ["--base", "sample/base", "--train", str(data), "--output", str(output)]
+    flags += ["--lr", "0.001", "--batch-size", "4", "--epochs", "5", "--patience", "2"]
+    flags += ["--checkpoint-every", "5"]
     process = subprocess.Popen(
         [sys.executable, str(JOB), *flags, "--workers", "2"],
         env=dict(cluster.environment),

@@ -8,6 +8,8 @@ whose the adapter is or which version: that stands in the registry's record.
     tokenizer.json, tokenizer_config.json            as transformers writes them
     card.json                                        the AdapterCard
     README.md                                        the model card for people
+
+A merged model's folder (``merge.py``) holds the same card, saying what was merged.
 """
 
 import json
@@ -59,6 +61,8 @@ class AdapterCard:
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
+    merged: Mapping[str, Any] | None = None
+    """In a merged model's folder what was merged and how well it went; None in an adapter's."""
     format: int = CARD_FORMAT
 
     def __post_init__(self) -> None:
@@ -103,10 +107,10 @@ def card_json(card: AdapterCard) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedAdapter:
-    """A model ready to be asked, and the head that asks it."""
+class LoadedModel:
+    """A model ready to be asked, its adapter merged or not, and the head that asks it."""
 
-    model: PeftModel
+    model: PeftModel | PreTrainedModel
     head: Head
     card: AdapterCard
 
@@ -163,7 +167,7 @@ def save_adapter(
     workers the model's own are not to be trusted.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = get_peft_model_state_dict(model, state_dict=dict(state))
+    tensors = _adapters_own(model, dict(state))
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
         folder / WEIGHTS,
@@ -181,13 +185,21 @@ def save_adapter(
     (folder / CARD).write_text(card_json(card), encoding="utf-8")
 
 
+def _adapters_own(model: PeftModel, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """By their names in the file; an adapted embedding's own weights are the base's."""
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(
+        model, state_dict=state, save_embedding_layers=False
+    )
+    return tensors
+
+
 def load_adapter(
     folder: Path,
     *,
     base: str | None = None,
     load_in: LoadIn | None = None,
     device: torch.device | None = None,
-) -> LoadedAdapter:
+) -> LoadedModel:
     """The adapter on its base, in evaluation mode.
 
     ``base`` says where the base is now, if elsewhere than the card says; ``load_in`` overrides
@@ -195,6 +207,8 @@ def load_adapter(
     was trained on.
     """
     card = AdapterCard.read(folder)
+    if card.merged is not None:
+        raise ModelError(f"{folder} is a merged model already; an adapter is needed here")
     found = find_base(base or card.base, card.revision)
     if found.fingerprint() != card.base_fingerprint:
         raise ModelError(
@@ -209,11 +223,17 @@ def load_adapter(
     if precision != "fp32":
         # As in training, where fp32 masters are rounded for the forward pass: what was scored
         # there is what is loaded here.
-        for parameter in adapted.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(torch.bfloat16)
+        round_parameters(adapted)
     head = make_head(card.head, tokenizer, card.labels, card.instruction, context(model))
-    return LoadedAdapter(model=adapted, head=head, card=card)
+    return LoadedModel(model=adapted, head=head, card=card)
+
+
+def round_parameters(model: nn.Module) -> None:
+    """To bf16, in place. Buffers stay: a model computes some, such as rotary frequencies, in
+    fp32 whatever it was loaded in."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _adapted(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -229,7 +249,7 @@ def _adapted(model: PreTrainedModel, folder: Path) -> PeftModel:
         reason = " ".join(str(exc).split())[:300]
         raise ModelError(f"the adapter at {folder} cannot be loaded: {reason}") from exc
     # peft leaves what is missing as it was made up, with no more than a warning.
-    missing = sorted(set(get_peft_model_state_dict(adapted)) - stored)
+    missing = sorted(set(_adapters_own(adapted)) - stored)
     if missing:
         raise ModelError(
             f"{folder / WEIGHTS} lacks {len(missing)} of the adapter's tensors, {missing[0]} "
@@ -239,9 +259,10 @@ def _adapted(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def snippet(card: AdapterCard, folder: str) -> str:
-    """Python that loads the adapter with transformers and peft alone and prints its logits.
+    """Python that loads an adapter with transformers and peft alone, or a merged model with
+    transformers alone, and prints its logits.
 
-    An adapter in a bucket is copied first, by a command that the snippet names.
+    What lies in a bucket is copied first, by a command that the snippet names.
     """
     place, copy = folder, ""
     if "://" in folder:
@@ -255,6 +276,17 @@ def snippet(card: AdapterCard, folder: str) -> str:
             "Apple's CEO Tim Cook gave a presentation in Seoul.", card.instruction, card.labels
         )
         text = f"text = {asked!r}"
+    if card.merged is not None:
+        return f"""\
+from transformers import {kind}, AutoTokenizer
+
+{copy}folder = {place!r}
+model = {kind}.from_pretrained(folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+{text}
+logits = model(**tokenizer(text, return_tensors="pt")).logits
+print(logits)
+"""
     revision = f", revision={card.revision!r}" if card.revision else ""
     return f"""\
 from peft import PeftModel

@@ -10,6 +10,7 @@ from raytag.errors import SettingsError
 
 HeadName = Literal["tag", "generate"]
 LoadIn = Literal["auto", "fp32", "bf16", "8bit", "4bit"]
+MergedDtype = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +53,26 @@ class LoraPlusSettings:
                 raise SettingsError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.weight_decay < 0:
             raise SettingsError(f"weight_decay must not be negative, got {self.weight_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings:
+    """Make one model of an adapter and its base, in full precision, on this machine."""
+
+    adapter: str
+    """Folder of the adapter, local or s3://."""
+    output: str
+    """Folder for the merged model, local or s3://; it must be empty."""
+    base: str | None = None
+    """Where the base model is, if elsewhere than the adapter's card says."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the merged weights; auto is that of the base's own files."""
+    data: str | None = None
+    """Annotated text, such as the dev set, on which both are scored and must agree."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where the model is checked, in fp32; auto takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("adapter", "output"):
+            if not getattr(self, name):
+                raise SettingsError(f"{name} is empty; name a folder, local or s3://")

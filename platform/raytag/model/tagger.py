@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from raytag.errors import ModelError
-from raytag.model.adapter import LoadedAdapter, token_limit
+from raytag.model.adapter import LoadedModel, token_limit
 from raytag.model.heads import Head, TooLong
 from raytag.text.spans import Entity
 from raytag.text.windows import Window, merge, split
@@ -46,9 +46,9 @@ class Tagger:
 
     @classmethod
     def of(
-        cls, loaded: LoadedAdapter, batch_tokens: int = 4096, threshold: float | None = None
+        cls, loaded: LoadedModel, batch_tokens: int = 4096, threshold: float | None = None
     ) -> "Tagger":
-        """One for an adapter, in windows of its own size; without a ``threshold``, with that of
+        """One for a loaded model, in windows of its own size; without a ``threshold``, with that of
         its training."""
         trained = float(loaded.card.settings.get("threshold", 0.0))
         return cls(
@@ -66,6 +66,10 @@ class Tagger:
         The model is left in the mode it was found in. Raises DataError for a text with lone
         surrogates, ModelError where the model cannot take even one character.
         """
+        return self.tag_counted(texts)[0]
+
+    def tag_counted(self, texts: Sequence[str]) -> tuple[list[list[Entity]], int]:
+        """As :meth:`tag`, with the number of tokens the model was asked to read."""
         pieces = [
             piece
             for i, text in enumerate(texts)
@@ -78,7 +82,8 @@ class Tagger:
                 for piece, entities in self._ask(batch):
                     kept = [e for e in entities if (e.score or 0.0) >= self.threshold]
                     answered[piece.text].append((piece.window, kept))
-        return [_in_order(windows) for windows in answered]
+        tokens = sum(piece.tokens for piece in pieces)
+        return [_in_order(windows) for windows in answered], tokens
 
     def _fitting(self, text: int, window: Window, content: str) -> list[_Piece]:
         """A window as it is, or where it takes too many tokens as smaller ones."""

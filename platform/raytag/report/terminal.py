@@ -127,12 +127,14 @@ def is_plain(console: Console) -> bool:
     return console.no_color or not console.color_system
 
 
-class TrainingProgress:
-    """The line that says how far a training is: live on a terminal, now and then in a log.
+class _ProgressLine:
+    """How far something is: a live line on a terminal, a line now and then in a log.
 
-    Used as a context manager; `update` may be called at every step. In a log a line is printed
-    at every evaluation, at the last step, and otherwise at most once in ``every`` seconds.
+    Used as a context manager. In a log a line is printed for what is marked as worth it, for
+    the last, and otherwise at most once in ``every`` seconds.
     """
+
+    unit = ""
 
     def __init__(
         self,
@@ -145,15 +147,14 @@ class TrainingProgress:
         self._every = every
         self._clock = clock
         self._printed_at: float | None = None
-        self._dev_f1: float | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            step = TextColumn("step {task.completed:.0f}/{task.total:.0f}")
+            done = TextColumn(f"{self.unit} {{task.completed:.0f}}/{{task.total:.0f}}")
             facts = TextColumn("{task.fields[facts]}", markup=False)
-            self._bar = Progress(step, BarColumn(), facts, console=self._console)
+            self._bar = Progress(done, BarColumn(), facts, console=self._console)
             self._bar.start()
         return self
 
@@ -166,6 +167,33 @@ class TrainingProgress:
         if self._bar:
             self._bar.stop()
 
+    def _show(self, done: int, total: int, facts: Sequence[str], *, worth: bool = False) -> None:
+        said = "  ".join(facts)
+        if self._bar:
+            self._move(done, total, said)
+        elif worth or done >= total or self._is_due():
+            self._printed_at = self._clock()
+            bar = _plain_bar(done, total, self._console.encoding)
+            line = f"{self.unit} {done:>{len(str(total))}}/{total} {bar} {said}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.file.flush()
+
+    def _move(self, done: int, total: int, facts: str) -> None:
+        assert self._bar
+        if self._task is None:
+            self._task = self._bar.add_task("", completed=done, total=total, facts=facts)
+        self._bar.update(self._task, completed=done, total=total, facts=facts)
+
+    def _is_due(self) -> bool:
+        return self._printed_at is None or self._clock() - self._printed_at >= self._every
+
+
+class TrainingProgress(_ProgressLine):
+    """How far a training is; `update` may be called at every step, and every evaluation shows."""
+
+    unit = "step"
+    _dev_f1: float | None = None
+
     def update(
         self,
         step: int,
@@ -177,34 +205,34 @@ class TrainingProgress:
         """Say that ``step`` is done. ``dev_f1`` is given where an evaluation has just ended."""
         if dev_f1 is not None:
             self._dev_f1 = dev_f1
-        if self._bar:
-            self._move(step, total_steps, self._facts(loss, seconds_left))
-        elif self._is_due(evaluated=dev_f1 is not None, last=step >= total_steps):
-            self._printed_at = self._clock()
-            bar = _plain_bar(step, total_steps, self._console.encoding)
-            width = len(str(total_steps))
-            line = f"step {step:>{width}}/{total_steps} {bar} {self._facts(loss, seconds_left)}"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-            self._console.file.flush()
-
-    def _move(self, step: int, total_steps: int, facts: str) -> None:
-        assert self._bar
-        if self._task is None:
-            self._task = self._bar.add_task("", completed=step, total=total_steps, facts=facts)
-        self._bar.update(self._task, completed=step, total=total_steps, facts=facts)
-
-    def _is_due(self, *, evaluated: bool, last: bool) -> bool:
-        if evaluated or last or self._printed_at is None:
-            return True
-        return self._clock() - self._printed_at >= self._every
-
-    def _facts(self, loss: float, seconds_left: float | None) -> str:
         facts = [f"loss {loss:.3f}"]
         if self._dev_f1 is not None:
             facts.append(f"dev F1 {self._dev_f1:.3f}")
         if seconds_left is not None:
             facts.append(f"{duration(seconds_left)} left")
-        return "  ".join(facts)
+        self._show(step, total_steps, facts, worth=dev_f1 is not None)
+
+
+class TaggingProgress(_ProgressLine):
+    """How far a corpus is tagged."""
+
+    unit = "documents"
+
+    def update(
+        self,
+        documents: int,
+        total: int,
+        entities: int,
+        tokens_per_second: float | None = None,
+        seconds_left: float | None = None,
+    ) -> None:
+        """Say that so many documents are done, with so many entities in them."""
+        facts = [f"{entities:,} entities"]
+        if tokens_per_second is not None:
+            facts.append(f"{tokens_per_second:,.0f} tokens/s")
+        if seconds_left is not None:
+            facts.append(f"{duration(seconds_left)} left")
+        self._show(documents, total, facts)
 
 
 def duration(seconds: float) -> str:

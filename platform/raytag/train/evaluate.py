@@ -12,6 +12,7 @@ from pathlib import Path
 import ray
 
 from raytag import storage
+from raytag.cluster import connect
 from raytag.errors import RaytagError, SettingsError
 from raytag.model.adapter import AdapterCard, load_adapter
 from raytag.model.settings import LoadIn
@@ -23,7 +24,6 @@ from raytag.text.check import check_data
 from raytag.text.formats import Format, read_examples, write_jsonl
 from raytag.text.score import confusion, join_examples, score
 from raytag.text.spans import Entity, Example
-from raytag.train.finetune import connect
 from raytag.train.publish import WORST, tagged, versions
 from raytag.train.worker import JOINED
 
@@ -58,10 +58,10 @@ class EvaluateSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Tagged:
-    """What the model found, in the order of the texts."""
+    """What the model found in each part, in the order of its texts."""
 
     card: AdapterCard
-    entities: Sequence[Sequence[Entity]]
+    entities: Sequence[Sequence[Sequence[Entity]]]
     seconds: float
 
 
@@ -71,14 +71,14 @@ def evaluate(settings: EvaluateSettings) -> Report:
     read = read_examples(settings.data, settings.format)
     examples = list(read.examples)
     documents = join_examples(examples, JOINED)
-    connect()
+    connect("evaluate.py")
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     tag = ray.remote(num_gpus=gpus, max_retries=2)(_tag)
-    texts = [example.text for example in (*examples, *documents)]
+    texts = [[example.text for example in part] for part in (examples, documents)]
     answer = ray.get(tag.remote(settings, texts))
     if isinstance(answer, RaytagError):
         raise answer
-    found, joined = answer.entities[: len(examples)], answer.entities[len(examples) :]
+    found, joined = answer.entities
     check = check_data((), (), examples)
     gold = [example.entities for example in examples]
     report = Report(
@@ -96,7 +96,7 @@ def evaluate(settings: EvaluateSettings) -> Report:
         settings=asdict(settings),
         resources=Resources(
             seconds={"tag": answer.seconds, "everything": time.time() - started},
-            examples_per_second=len(texts) / answer.seconds,
+            examples_per_second=sum(map(len, texts)) / answer.seconds,
             device="GPU" if gpus else "CPU",
         ),
         versions=versions(),
@@ -106,9 +106,11 @@ def evaluate(settings: EvaluateSettings) -> Report:
     return report
 
 
-def _tag(settings: EvaluateSettings, texts: Sequence[str]) -> Tagged | RaytagError:
-    """Load the adapter and tag; a mistake of the user's comes back as a value, since a raised
-    one would be wrapped in Ray's own."""
+def _tag(settings: EvaluateSettings, texts: Sequence[Sequence[str]]) -> Tagged | RaytagError:
+    """Load the adapter and tag, part by part as training does.
+
+    A mistake of the user's comes back as a value, since a raised one would be wrapped in Ray's.
+    """
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -120,7 +122,8 @@ def _tag(settings: EvaluateSettings, texts: Sequence[str]) -> Tagged | RaytagErr
             )
         tagger = Tagger.of(loaded, settings.batch_tokens, settings.threshold)
         started = time.time()
-        return Tagged(card=loaded.card, entities=tagger.tag(texts), seconds=time.time() - started)
+        entities = [tagger.tag(part) for part in texts]
+        return Tagged(card=loaded.card, entities=entities, seconds=time.time() - started)
     except RaytagError as exc:
         return exc
 

@@ -12,13 +12,10 @@ Knows the order of things and the layout of the output; training itself is the w
 """
 
 import json
-import logging
-import os
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -28,6 +25,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytag import storage
+from raytag.cluster import check_output, check_reach, connect, nodes
 from raytag.errors import ResourceError, SettingsError
 from raytag.model.adapter import output_names
 from raytag.model.base import Base, find_base, head_config
@@ -47,14 +45,14 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     """
     started = time.time()
     check_mlflow(settings)
-    _check_output(settings.output)
+    check_output(settings.output)
     base = find_base(settings.base, settings.revision)
     head_config(base, settings.head, ())
     data = gather(settings)
     for note in data.notes:
         print(note)
-    connect()
-    _check_reach(settings.output)
+    connect("finetune.py")
+    check_reach(settings.output)
     device, zero, need, available = _preflight(settings, base, data)
     print(_plan_line(settings, device, zero))
     for line in need.lines():
@@ -88,48 +86,6 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     published = publish(settings, data, outcome, driver)
     storage.remove_folder(storage.join(settings.output, "checkpoints"))
     return published
-
-
-def _check_output(output: str) -> None:
-    """Refuse a place that goes away with the cluster."""
-    if "working_dir_files" in os.path.abspath(output) and "://" not in output:
-        raise SettingsError(
-            f"output {output} would lie in Ray's copy of the working directory and be lost; give "
-            "an absolute path or an s3:// prefix"
-        )
-
-
-def connect() -> None:
-    """Join the cluster this process was submitted to, or the one the environment names."""
-    if ray.is_initialized():
-        return
-    source = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-    try:
-        # Workers must find this very package, wherever the working directory was unpacked.
-        ray.init(
-            address="auto",
-            # A thread that waits for another must not keep it from running: on a busy machine
-            # OpenMP's spinning makes two threads slower than one.
-            runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except ConnectionError as exc:
-        raise ResourceError(
-            "no Ray cluster to run on: submit this job with `ray job submit`, or run it with "
-            "`python -m raytag.local -- python jobs/finetune.py …`"
-        ) from exc
-
-
-def _check_reach(output: str) -> None:
-    """Refuse a local output on a cluster of several hosts, each of which would see its own."""
-    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    if len(hosts) > 1 and "://" not in output:
-        raise SettingsError(
-            f"output {output} is local and the cluster has {len(hosts)} hosts; give an s3:// "
-            "prefix, or file:// with a path that all of them share"
-        )
 
 
 def _claim(settings: FinetuneSettings, run: str) -> bool:
@@ -247,16 +203,10 @@ def _stages(workers: int, load_in: str) -> list[int]:
     return [first, 3] if workers > 1 and load_in not in ("8bit", "4bit") else [first]
 
 
-def _nodes() -> list[dict[str, float]]:
-    """The resources of each live node."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
 def _memory_there(device: str, workers: int) -> float | None:
     """Bytes one worker can have; None where no such node is up, or free, to ask."""
-    nodes = _nodes()
     if device == "gpu":
-        if not any(node.get("GPU", 0) >= 1 for node in nodes):
+        if not any(node.get("GPU", 0) >= 1 for node in nodes()):
             return None
         asked = ray.remote(num_gpus=1)(_gpu_memory).remote()
         try:
@@ -269,16 +219,16 @@ def _memory_there(device: str, workers: int) -> float | None:
 
 def _host_memory(device: str, workers: int) -> float | None:
     """Bytes of the CPU's memory for each worker of a node; None where no such node is up."""
-    nodes = _nodes()
+    alive = nodes()
     if device == "gpu":
         shares = [
             node.get("memory", 0.0) / min(workers, node["GPU"])
-            for node in nodes
+            for node in alive
             if node.get("GPU", 0) >= 1
         ]
         return max(shares, default=None)
-    largest = max(node.get("memory", 0.0) for node in nodes)
-    return float(largest / max(1, -(-workers // len(nodes))))
+    largest = max(node.get("memory", 0.0) for node in alive)
+    return float(largest / max(1, -(-workers // len(alive))))
 
 
 def _gpu_memory() -> int:
@@ -326,6 +276,9 @@ def _train(job: TrainJob, device: str) -> Outcome:
             trainer.fit()
         except TrainingFailedError as exc:
             failure = exc
+        except SystemExit as exc:
+            # Ctrl-C, as Ray's own handler ends it once the workers are gone.
+            raise KeyboardInterrupt from exc
         finally:
             follower.finish()
     if follower.outcome is not None:

@@ -58,7 +58,7 @@ class FinetuneSettings:
     dropout: float = 0.05
     """Dropout on the adapter's input; 0 turns off every other dropout of the base too."""
     targets: tuple[str, ...] = ()
-    """Names of the layers to adapt; none means all linear layers of attention and MLP."""
+    """Layers to adapt, as [q_proj,v_proj]; none means all linear ones of attention and MLP."""
     lr: float = 1e-4
     """Learning rate of A."""
     ratio: float = 16.0
