@@ -1,11 +1,13 @@
 """Bulk tagging beside what a user would run instead, on the same machine.
 
-    python benchmarks/bulk_speed.py pipeline --model FOLDER   transformers' pipeline, same model
+    python benchmarks/bulk_speed.py pipeline --model FOLDER   transformers' pipeline, one thread
+    python benchmarks/bulk_speed.py machine --model FOLDER    the same, all cores of the machine
     python benchmarks/bulk_speed.py loop --model FOLDER       the same model and batches, no Ray
     python benchmarks/bulk_speed.py growth --model FOLDER     1, 4 and 16 times the corpus
     python benchmarks/bulk_speed.py spacy --model FOLDER      a CNN trained on the same sentences
 
-FOLDER is a merged `tag` model of the news sample, as jobs/merge.py makes it. The corpus is made
+FOLDER is a merged `tag` model of the news sample, as jobs/merge.py makes it, used in the dtype it
+was merged to. The corpus is made
 up here, by seed: documents of 1 to 20 sentences of the news sample's kind. Sides take turns;
 medians and ratios are printed and kept in benchmarks/results/bulk_speed.json.
 """
@@ -28,6 +30,7 @@ import transformers
 
 from machine import machine
 from raytag.local import LocalCluster
+from raytag.model.adapter import AdapterCard
 from raytag.model.merge import load_for_tagging
 from raytag.model.tagger import Tagger
 from raytag.text.formats import read_examples
@@ -60,10 +63,27 @@ def words_in(texts: Sequence[str]) -> int:
     return sum(len(text.split()) for text in texts)
 
 
+def dtype_of(model: Path) -> str:
+    """What the model was merged to."""
+    return str(AdapterCard.read(model).merged["dtype"])  # type: ignore[index]
+
+
 def tagger_of(model: Path) -> Tagger:
+    """One thread; batches as the job has them on a CPU."""
     torch.set_num_threads(1)
-    loaded = load_for_tagging(model, base=None, load_in="fp32", device=torch.device("cpu"))
-    return Tagger.of(loaded)
+    dtype: Any = dtype_of(model)
+    loaded = load_for_tagging(model, base=None, load_in=dtype, device=torch.device("cpu"))
+    return Tagger.of(loaded, batch_tokens=1024)
+
+
+def pipeline_of(model: Path) -> Any:
+    """transformers' own, in the dtype of the model's files, a word's label that of its first
+    token, as the model was trained."""
+    pipeline = transformers.pipeline(
+        "token-classification", model=str(model), aggregation_strategy="first", device="cpu"
+    )
+    pipeline.tokenizer.pad_token = pipeline.tokenizer.pad_token or pipeline.tokenizer.eos_token
+    return pipeline
 
 
 def in_turns(sides: dict[str, Callable[[], float]], rounds: int, first: str) -> dict[str, Any]:
@@ -91,10 +111,7 @@ def in_turns(sides: dict[str, Callable[[], float]], rounds: int, first: str) -> 
 def pipeline_part(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One process and thread each; the pipeline at its best batch size."""
     tagger = tagger_of(model)
-    pipeline = transformers.pipeline(
-        "token-classification", model=str(model), aggregation_strategy="simple", device="cpu"
-    )
-    pipeline.tokenizer.pad_token = pipeline.tokenizer.pad_token or pipeline.tokenizer.eos_token
+    pipeline = pipeline_of(model)
     texts = documents(arguments.documents)
     ordered = sorted(texts, key=len)
 
@@ -106,11 +123,11 @@ def pipeline_part(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     trial = texts[: len(texts) // 4]
     tried = {
         size: timed(lambda size=size: pipeline(trial, batch_size=size), len(trial))  # type: ignore[misc]
-        for size in (1, 4, 8, 16, 32, 64)
+        for size in (1, 2, 4, 8, 16, 32)
     }
     tried_sorted = {
         size: timed(lambda size=size: pipeline(sorted(trial, key=len), batch_size=size), len(trial))  # type: ignore[misc]
-        for size in (1, 4, 8, 16, 32, 64)
+        for size in (1, 2, 4, 8, 16, 32)
     }
     best, best_sorted = (max(t, key=t.__getitem__) for t in (tried, tried_sorted))
     found = in_turns(
@@ -169,23 +186,42 @@ def _loop(model: str, texts: Sequence[str], shard: int, output: str) -> None:
                 file.write(json.dumps(row) + "\n")
 
 
-def loop_seconds(model: Path, texts: Sequence[str], shard: int, folder: Path) -> float:
-    """Two processes, one thread each, from their start to the last row."""
+def _pipeline(model: str, texts: Sequence[str], size: int, output: str) -> None:
+    """What a user's script does, on as many threads as torch takes."""
+    with Path(output).open("w", encoding="utf-8") as file:
+        for text, found in zip(
+            texts, pipeline_of(Path(model))(texts, batch_size=size), strict=True
+        ):
+            row = {"text": text, "entities": [[e["start"], e["end"]] for e in found]}
+            file.write(json.dumps(row) + "\n")
+
+
+def processes_seconds(
+    run: str, model: Path, texts: Sequence[str], number: int, count: int, folder: Path
+) -> float:
+    """``count`` processes that each run a function of this file on a share of the texts, from
+    their start to the last row; each has its share of the cores as threads."""
     began = time.perf_counter()
     code = "import sys, json; sys.path.insert(0, sys.argv[1]); import bulk_speed; "
-    code += (
-        "bulk_speed._loop(sys.argv[2], json.load(open(sys.argv[3])), int(sys.argv[4]), sys.argv[5])"
-    )
+    code += f"bulk_speed.{run}"
+    code += "(sys.argv[2], json.load(open(sys.argv[3])), int(sys.argv[4]), sys.argv[5])"
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    share = -(-len(texts) // count)
     running = []
-    half = -(-len(texts) // 2)
-    for i in range(2):
-        part = folder / f"loop-{i}.json"
-        part.write_text(json.dumps(texts[i * half : (i + 1) * half]))
+    for i in range(count):
+        part = folder / f"part-{i}.json"
+        part.write_text(json.dumps(texts[i * share : (i + 1) * share]))
         command = [sys.executable, "-c", code, str(Path(__file__).parent), str(model), str(part)]
-        running.append(subprocess.Popen([*command, str(shard), str(folder / f"loop-{i}.out")]))
+        running.append(
+            subprocess.Popen(
+                [*command, str(number), str(folder / f"part-{i}.out")],
+                env={**os.environ, "OMP_NUM_THREADS": threads},
+                stderr=subprocess.DEVNULL,
+            )
+        )
     for process in running:
         if process.wait():
-            raise RuntimeError("the bare loop failed")
+            raise RuntimeError(f"{run} failed")
     return time.perf_counter() - began
 
 
@@ -198,7 +234,7 @@ def job_seconds(
     with tempfile.TemporaryDirectory(dir=folder) as output:
         command = [sys.executable, str(ROOT / "jobs" / "tag.py"), "--input", str(corpus)]
         command += ["--output", f"{output}/tags", "--model", str(model)]
-        command += ["--shard-documents", str(shard)]
+        command += ["--shard-documents", str(shard), "--load-in", dtype_of(model)]
         began = time.perf_counter()
         process = subprocess.Popen(
             command, env=dict(cluster.environment), stdout=subprocess.DEVNULL
@@ -212,24 +248,33 @@ def job_seconds(
 
 def loop_part(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The job on two actors of a running cluster, and two bare processes, in turns."""
+    return against_processes(model, arguments, {"bare loop": ("_loop", arguments.shard, 2)})
+
+
+def machine_part(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The job on all cores, and the pipeline in one process with all of them as threads."""
+    best = arguments.batch
+    return against_processes(model, arguments, {"pipeline": ("_pipeline", best, 1)})
+
+
+def against_processes(
+    model: Path, arguments: argparse.Namespace, others: dict[str, tuple[str, int, int]]
+) -> dict[str, Any]:
+    """Everything a user waits for counts: imports, loading, Ray's actors, writing."""
     texts = documents(arguments.documents)
-    shard = arguments.shard
-    with tempfile.TemporaryDirectory() as name, LocalCluster(cpus=2) as cluster:
+    with tempfile.TemporaryDirectory() as name, LocalCluster(cpus=os.cpu_count()) as cluster:
         folder = Path(name)
-        return {
-            "documents": len(texts),
-            "shard": shard,
-            **in_turns(
-                {
-                    "raytag": lambda: (
-                        len(texts) / job_seconds(cluster, model, texts, shard, folder)[0]
-                    ),
-                    "bare loop": lambda: len(texts) / loop_seconds(model, texts, shard, folder),
-                },
-                arguments.rounds,
-                "raytag",
-            ),
-        }
+
+        def job() -> float:
+            return len(texts) / job_seconds(cluster, model, texts, arguments.shard, folder)[0]
+
+        def other(run: str, number: int, count: int) -> float:
+            return len(texts) / processes_seconds(run, model, texts, number, count, folder)
+
+        sides: dict[str, Callable[[], float]] = {"raytag": job}
+        sides |= {side: (lambda given=given: other(*given)) for side, given in others.items()}  # type: ignore[misc]
+        found = in_turns(sides, arguments.rounds, "raytag")
+    return {"documents": len(texts), "shard": arguments.shard, **found}
 
 
 def growth_part(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -312,7 +357,13 @@ def spacy_part(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-PARTS = {"pipeline": pipeline_part, "loop": loop_part, "growth": growth_part, "spacy": spacy_part}
+PARTS = {
+    "pipeline": pipeline_part,
+    "machine": machine_part,
+    "loop": loop_part,
+    "growth": growth_part,
+    "spacy": spacy_part,
+}
 
 
 def main() -> None:
@@ -322,11 +373,12 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shard", type=int, default=2000, help="documents in a shard")
+    parser.add_argument("--batch", type=int, default=1, help="the pipeline's batch in `machine`")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     found = PARTS[arguments.part](arguments.model, arguments)
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    kept[arguments.part] = {**found, "machine": machine()}
+    kept[f"{arguments.part}, {dtype_of(arguments.model)}"] = {**found, "machine": machine()}
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     print(json.dumps({k: v for k, v in found.items() if "per_second" not in k}, indent=2))
 

@@ -360,4 +360,6 @@ class ShardTagger:
             loaded = load_for_tagging(
                 Path(folder), base=settings.base, load_in=settings.load_in, device=device
             )
-        return Tagger.of(loaded, settings.batch_tokens, settings.threshold)
+        # More does not fit a CPU's cache, less leaves a GPU idle.
+        most = settings.batch_tokens or (16384 if device.type == "cuda" else 1024)
+        return Tagger.of(loaded, most, settings.threshold)

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -70,15 +70,8 @@ class Matrix:
 
 def render_page(report: Report) -> str:
     """The text of report.html."""
-    environment = Environment(
-        loader=PackageLoader("raytag", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(score=_score, duration=duration, amount=number, percent=_percent)
-    page = environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         report=report,
         marks=_marks(report),
         figures=_figures(report),
@@ -91,6 +84,19 @@ def render_page(report: Report) -> str:
         resources=_resources(report.resources),
         all_seconds=sum(report.resources.seconds.values()),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of this folder; what HTML cannot hold stands as U+FFFD."""
+    environment = Environment(
+        loader=PackageLoader("raytag", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(score=_score, duration=duration, amount=number, percent=_percent)
+    page = environment.get_template(template).render(values)
     return re.sub(_UNFIT, "\N{REPLACEMENT CHARACTER}", page)
 
 

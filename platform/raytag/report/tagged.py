@@ -7,21 +7,19 @@ that comes from data is escaped by the template engine.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from raytag.report.annotate import CONTEXT, Piece, pieces, shortened
-from raytag.report.charts import number
+from raytag.report.page import render
 from raytag.report.terminal import highlighted, is_plain, label_colors, visible
 from raytag.text.spans import Entity
 
@@ -30,8 +28,6 @@ NAMES: Final = 5
 COLORS: Final = 8
 """Colours of the page; with more labels than these, some share one."""
 
-# Half a surrogate pair has no place in a UTF-8 file, and HTML has none for control characters.
-_UNFIT: Final = "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]"
 _LONGEST_NAME: Final = 40
 _ELLIPSIS: Final = "…"
 
@@ -84,15 +80,8 @@ def render_tagged(
     """
     shown = [_shown(document, whole) for document in documents]
     labels = _label_summaries([one.document for one in shown])
-    environment = Environment(
-        loader=PackageLoader("raytag", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["amount"] = number
-    page = environment.get_template("tagged.html.j2").render(
+    return render(
+        "tagged.html.j2",
         title=title,
         total=total,
         documents=shown,
@@ -101,7 +90,6 @@ def render_tagged(
         colors=COLORS,
         entities=sum(label.entities for label in labels),
     )
-    return re.sub(_UNFIT, "\N{REPLACEMENT CHARACTER}", page)
 
 
 def print_documents(
