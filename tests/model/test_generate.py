@@ -12,7 +12,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import Layout, assert_legal, checkpoint
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from raytag.errors import DataError, ModelError, SettingsError
 from raytag.model.heads import IGNORED, Encoded
@@ -190,9 +197,10 @@ def test_positions_count_from_each_rows_own_start(loaded: dict[Layout, Loaded]) 
 
 def test_probabilities_are_those_among_the_allowed_tokens() -> None:
     logits = torch.tensor([[9.0, 1.0, 2.0, 9.0], [0.0, 5.0, 0.0, 7.0]])
-    tokens, chosen, scores = _likeliest(logits, [np.array([1, 2]), np.array([1])])
-    assert tokens.tolist() == chosen == [2, 1]
-    assert scores == pytest.approx([math.log(math.e / (1 + math.e)), 0.0])
+    (first, score), second = _likeliest(logits, [np.array([1, 2]), np.array([1])])
+    assert first == 2
+    assert score == pytest.approx(math.log(math.e / (1 + math.e)))
+    assert second == (1, 0.0)
 
 
 def test_rows_without_targets_cost_nothing_and_can_be_differentiated(
@@ -244,10 +252,13 @@ class Counting(nn.Module):
         self.module = module
         self.passes = 0
         self.rows: list[int] = []
+        self.read = 0
 
     def forward(self, **inputs: Tensor) -> object:
         self.passes += 1
-        self.rows.append(inputs["input_ids"].shape[0])
+        rows, width = inputs["input_ids"].shape
+        self.rows.append(rows)
+        self.read += int(inputs["attention_mask"][:, -width:].sum())
         return self.module(**inputs)
 
 
@@ -256,8 +267,50 @@ def test_rows_that_are_finished_leave_the_batch(loaded: dict[Layout, Loaded]) ->
     counting = Counting(model)
     with talkative(head, model):
         head.extract(counting, texts(40, seed=3))
-    assert counting.rows == sorted(counting.rows, reverse=True)
-    assert counting.rows[-1] < counting.rows[0] / 4
+    shared, *rows = counting.rows
+    assert shared == 1, "what all prompts begin with is read once"
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] < rows[0] / 4
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_forced_takes_no_pass(layout: Layout, loaded: dict[Layout, Loaded]) -> None:
+    head, model = loaded[layout]
+    counting = Counting(model)
+    (label, text) = ("A: [B]", "Zoë-Müller")
+    alone = GenerateHead(head.vocabulary.tokenizer, [label], vocabulary=head.vocabulary)
+    with talkative(head, model):
+        (answer,) = alone.answer(counting, [f"{text}  "])
+    written = head.vocabulary.encode(answer.written)
+    assert answer.entities
+    assert counting.passes < len(written)
+    # One proposal to open was read for nothing if the answer ended.
+    assert counting.read < len(alone._prompt(f"{text}  ")) + 2 * len(written)
+
+
+def test_the_cache_of_a_sliding_window_gets_no_gaps(
+    loaded: dict[Layout, Loaded],
+) -> None:
+    # A window counts columns: with gaps in them it would see less of a row than it should.
+    head, _ = loaded["byte-level"]
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=head.vocabulary.largest + 1,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=24,
+        eos_token_id=head.vocabulary.eos,
+        pad_token_id=None,
+    )
+    model = MistralForCausalLM(config).eval()
+    asked = texts(12, seed=5)
+    with talkative(head, model):
+        together = head.extract(model, asked)
+        assert together == [head.extract(model, [text])[0] for text in asked]
+    assert any(together)
 
 
 def test_more_tokens_than_the_context_are_refused_not_cut(loaded: dict[Layout, Loaded]) -> None:

@@ -118,6 +118,8 @@ def test_allowed_is_what_can_be_taken_and_every_way_ends_in_the_text(
         ends = [] if said._open else [voc.eos]
         assert sorted(allowed) == sorted(tried + ends)
         assert said.forced() == b"" or len({voc.bytes_of[t][0] for t in tried}) == 1
+        must = b"".join(voc.bytes_of[token] for token in said.forced_ids())
+        assert said.forced().startswith(must)
         # Going on where that is possible, so that long answers come up too.
         said.take(data.draw(st.sampled_from([t for t in allowed if t != voc.eos] or allowed)))
         steps += 1
@@ -184,6 +186,38 @@ def test_what_is_forced_is_known() -> None:
     assert said.forced() == b"im"
     write(said, "im ")
     assert said.forced() == b"Cook]"
+
+
+def test_what_is_forced_is_written_as_the_tokenizer_cuts_it() -> None:
+    tok = tokenizer("byte-level")
+    said = Grammar(Vocabulary(tok), ("PERSONA", "LOC")).answer("Zoë or Timothy Apple")
+    whole = tok(" [LOC: Timothy Apple]", add_special_tokens=False).input_ids
+    written: list[int] = []
+    free = 0
+    while len(written) < len(whole):
+        forced = said.forced_ids()
+        if not forced:
+            assert whole[len(written)] in said.allowed()
+            free += 1
+        for token in forced or [whole[len(written)]]:
+            said.take(token)
+            written.append(token)
+    assert written == whole
+    assert free < len(whole) / 2
+
+
+@pytest.mark.parametrize(("token", "settled"), [("y]", "kx"), ("x]", "k"), ("x,", "k")])
+def test_a_forced_token_is_left_open_where_a_longer_one_could_stand(
+    token: str, settled: str
+) -> None:
+    tok = tokenizer("byte-level")
+    tok.add_tokens([token])
+    voc = Vocabulary(tok)
+    said = Grammar(voc, LABELS).answer("Sixkx, x")
+    for written in voc.encode(" [PER: Six"):
+        said.take(written)
+    assert said.forced() == b"kx"
+    assert voc.decode(said.forced_ids()) == settled
 
 
 def test_the_score_is_the_product_over_the_tokens_that_wrote_a_part() -> None:

@@ -192,8 +192,10 @@ def _merge_into(
     f1 = (expected_f1, _f1(written, examples)) if examples else None
     if f1:
         lineage["f1"] = {"adapter": f1[0], "merged": f1[1]}
-        entities = sum(len(example.entities) for example in examples)
-        forgiven = max(F1_TOLERANCE[dtype], 2 / max(2, entities) if dtype == "bf16" else 0.0)
+        forgiven = F1_TOLERANCE[dtype]
+        if dtype == "bf16":
+            entities = sum(len(example.entities) for example in examples)
+            forgiven = max(forgiven, 2 / max(2, entities))
         if f1[0] - f1[1] > forgiven:
             raise ModelError(
                 f"the merged model's F1 on {settings.data} is {f1[1]:.4f}, the adapter's "

@@ -4,10 +4,16 @@ Knows prompts, targets and decoding with a cache; ``grammar`` decides what may b
 and answer are always tokenised apart and laid one after the other, in training and in decoding,
 so the boundary between them is the same in both. Everything is padded on the left: the answers
 are then the last columns, and only those are turned into logits.
+
+Decoding asks the model only where it has a choice. What all prompts begin with is read once for
+the whole batch; what an answer is forced to say is read together with the choice before it. So
+the rows of a batch go on by different numbers of tokens, and the shorter ones are padded, on the
+left and masked, in every pass.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isnan
 from typing import Any
@@ -15,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from raytag.errors import DataError, ModelError
 from raytag.model.heads import IGNORED, Batch, Encoded, TooLong
@@ -25,6 +32,10 @@ from raytag.model.heads.vocabulary import Vocabulary
 from raytag.model.settings import HeadName
 from raytag.text.prompt import INSTRUCTION, ask, write_answer
 from raytag.text.spans import Entity, Example
+
+_STRIDE = 3
+"""The most tokens a row reads in one pass once its prompt is read. A row with more takes more
+passes: all others are padded to the longest, and padding costs as much as reading."""
 
 
 class GenerateHead:
@@ -109,10 +120,12 @@ class GenerateHead:
     def extract(self, model: nn.Module, texts: Sequence[str]) -> list[list[Entity]]:
         """Entities of each text, in its order; ``answer`` says how and what it raises.
 
-        An entity's score is the product, over every token that wrote a part of it (brackets and
-        label included), of the model's probability for that token among those the grammar
-        allowed there. It tells how sure the model was of writing just this, then: it falls with
-        an entity's length, and tokenisations that would spell the same share the probability.
+        An entity's score is the product, over every choice that wrote a part of it (brackets and
+        label included), of the model's probability for what it chose among what the grammar
+        allowed there; what could come in one way only counts as certain, and whether to end or to
+        open an entity is a choice of two. It tells how sure the model was of writing just this,
+        then: it falls with every label and word it was told from, and tokenisations that would
+        spell a choice alike share its probability.
         """
         return [answer.entities for answer in self.answer(model, texts)]
 
@@ -123,42 +136,82 @@ class GenerateHead:
         ``context``, ModelError for a model whose logits are not numbers.
         """
         answers = [self.grammar.answer(text) for text in texts]
-        asked = [i for i, answer in enumerate(answers) if not answer.empty]
-        prompts = [self._prompt(texts[i]) for i in asked]
-        for i, prompt in zip(asked, prompts, strict=True):
-            self._fits(len(prompt) + 1, f"text {i} of the batch with its answer")
-        with torch.inference_mode():
-            self._decode(model, [answers[i] for i in asked], prompts)
+        rows = []
+        for i, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+            if not answer.empty:
+                prompt = self._prompt(text)
+                self._fits(len(prompt) + 1, f"text {i} of the batch with its answer")
+                rows.append(_Row(answer, prompt, len(prompt)))
+        if rows:
+            with torch.inference_mode():
+                self._decode(model, rows)
         return answers
 
-    def _decode(self, model: nn.Module, answers: list[Answer], prompts: list[list[int]]) -> None:
-        """Write all answers to their end. One forward pass per turn, and none but here."""
-        device = next(model.parameters()).device
-        eos = self.vocabulary.eos
-        finished = np.array([eos])
-        rows = _Rows(model, *(t.to(device) for t in _pad_left(prompts, eos)))
-        lengths = [len(prompt) for prompt in prompts]
-        while answers:
-            self._fits(max(lengths) + 1, "a text with the answer the model gives")
-            logits = rows.logits()
+    def _decode(self, model: nn.Module, rows: list["_Row"]) -> None:
+        """Write all answers to their end. One forward pass per turn."""
+        shared = _common([row.ahead[:-1] for row in rows]) if len(rows) > 1 else []
+        cache = _Cache(model, len(rows), shared)
+        for row in rows:
+            del row.ahead[: cache.width]
+            self._go_on(row)
+        stride = max(len(row.ahead) for row in rows)  # all prompts are read in one pass
+        while rows:
+            blocks = [row.next(stride) for row in rows]
+            logits = cache.read(blocks, keep=1 + max(row.back for row in rows))
             if logits.shape[-1] <= self.vocabulary.largest:
                 raise ModelError("the tokenizer has more tokens than the model: not its own?")
-            allowed = [finished if answer.done else answer.allowed() for answer in answers]
-            tokens, chosen, log_probabilities = _likeliest(logits, allowed)
-            for i, answer in enumerate(answers):
-                if not answer.done:
-                    answer.take(chosen[i], log_probabilities[i])
-                    lengths[i] += 1
-            left = [i for i, answer in enumerate(answers) if not answer.done]
+            self._end_or_open(rows, logits)
+            self._choose(rows, logits)
+            left = [i for i, row in enumerate(rows) if not row.answer.done]
             # Leaving rows out copies the cache, so they leave in groups; all copies together
             # then cost no more than a few of the cache at its full width.
-            if 4 * len(left) <= 3 * len(answers):
-                answers = [answers[i] for i in left]
-                lengths = [lengths[i] for i in left]
-                kept = torch.tensor(left, dtype=torch.int64, device=device)
-                rows.keep(kept)
-                tokens = tokens[kept]
-            rows.write(tokens)
+            if 4 * len(left) <= 3 * len(rows):
+                rows = [rows[i] for i in left]
+                cache.keep(left)
+            stride = _STRIDE if cache.takes_gaps else 1
+
+    def _end_or_open(self, rows: Sequence["_Row"], logits: Tensor) -> None:
+        """Decide for the rows that stand between entities whether their answers end there."""
+        asked = [(i, row) for i, row in enumerate(rows) if row.undecided]
+        if not asked:
+            return
+        eos = self.vocabulary.eos
+        some = logits[[i for i, _ in asked], [-1 - row.back for _, row in asked]]
+        allowed = [np.array([eos, row.proposed[0]]) for _, row in asked]
+        for (_, row), (token, score) in zip(asked, _likeliest(some, allowed), strict=True):
+            row.write([eos] if token == eos else row.proposed, score)
+            row.proposed = []
+
+    def _choose(self, rows: Sequence["_Row"], logits: Tensor) -> None:
+        """Choose for the rows that have read all they said, and write what follows from it."""
+        asked = [(i, r) for i, r in enumerate(rows) if not (r.ahead or r.answer.done)]
+        if not asked:
+            return
+        some = logits[[i for i, _ in asked], -1]
+        allowed = [row.answer.allowed() for _, row in asked]
+        for (_, row), (token, score) in zip(asked, _likeliest(some, allowed), strict=True):
+            row.write([token], score)
+            row.ahead = [token]
+            self._go_on(row)
+
+    def _go_on(self, row: "_Row") -> None:
+        """Write what can come in one way only; between entities, propose how one would open."""
+        answer = row.answer
+        while not answer.done:
+            ids = answer.forced_ids()
+            if ids and answer.between:
+                if self.context is None or row.length + len(ids) < self.context:
+                    row.proposed = ids
+                    row.ahead += ids
+                break
+            if not ids:
+                ids = answer.allowed().tolist()
+                if len(ids) > 1:
+                    break
+            row.write(ids)
+            row.ahead += ids
+        if not answer.done:
+            self._fits(row.length + 1, "a text with the answer the model gives")
 
     def _prompt(self, text: str) -> list[int]:
         return self.vocabulary.prompt_ids(ask(text, self.template, self.labels))
@@ -171,50 +224,128 @@ class GenerateHead:
             )
 
 
-class _Rows:
-    """The rows of a batch while they are written: tokens to read next, mask and cache.
+@dataclass(slots=True)
+class _Row:
+    """One text of a batch while its answer is written."""
 
-    ``ids`` is (rows, longest prompt) for the first pass and (rows, 1) from then on.
+    answer: Answer
+    ahead: list[int]
+    """Tokens the model has still to read."""
+    length: int
+    """Tokens of the prompt and of what is written."""
+    proposed: list[int] = field(default_factory=list)
+    """The last of ``ahead``, not written yet: how an entity opens, should the answer not end."""
+
+    def next(self, count: int) -> list[int]:
+        """The next tokens to read, ``count`` at most; they are no longer ahead."""
+        if self.answer.done:  # what it still said may be more than the model can take
+            return []
+        block, self.ahead = self.ahead[:count], self.ahead[count:]
+        return block
+
+    @property
+    def undecided(self) -> bool:
+        """Whether all that is written has been read, and an entity is proposed."""
+        return bool(self.proposed) and len(self.ahead) <= len(self.proposed)
+
+    @property
+    def back(self) -> int:
+        """How many columns before the last one the model spoke about the proposal."""
+        return len(self.proposed) - len(self.ahead) if self.undecided else 0
+
+    def write(self, ids: Sequence[int], log_probability: float = 0.0) -> None:
+        """Take tokens, the first one chosen and the others entailed."""
+        for token in ids:
+            self.answer.take(token, log_probability)
+            log_probability = 0.0
+        self.length += len(ids)
+
+
+class _Cache:
+    """What the model has read of every row of a batch: keys and values, and where they stand.
+
+    ``shared`` is what all rows begin with, read once; ``width`` says how many tokens of it were
+    kept. Rows may be read different numbers of tokens at a time, which leaves gaps in the mask.
     """
 
-    def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor) -> None:
+    def __init__(self, model: nn.Module, rows: int, shared: list[int]) -> None:
         self._model = model
-        self._ids = ids
-        self._mask = mask
-        self._positions = _positions(mask)
-        self._cache: Any = None
+        self._device = next(model.parameters()).device
+        self._past: Any = None
+        self._mask = torch.zeros((1 if shared else rows, 0), dtype=torch.int64)
+        self._lengths = torch.zeros(len(self._mask), dtype=torch.int64)
+        self._mask, self._lengths = self._mask.to(self._device), self._lengths.to(self._device)
+        if shared:
+            self.read([shared], keep=1)
+            self._repeat(rows)
 
-    def logits(self) -> Tensor:
-        """(rows, vocabulary): what each row says next. One forward pass."""
+    def _repeat(self, rows: int) -> None:
+        """Give what the one row has read to all; read nothing, where that would leave gaps."""
+        if not self.takes_gaps:
+            self._past = None
+            self._mask, self._lengths = self._mask[:, :0], self._lengths * 0
+        else:
+            self._past.batch_repeat_interleave(rows)
+        self._mask = self._mask.repeat(rows, 1)
+        self._lengths = self._lengths.repeat(rows)
+
+    @property
+    def width(self) -> int:
+        """Columns read so far, gaps included."""
+        return int(self._mask.shape[1])
+
+    @property
+    def takes_gaps(self) -> bool:
+        """Whether each token attends to all before it that the mask shows.
+
+        A sliding window counts gaps as tokens, and a recurrent state would take them in.
+        """
+        layers = getattr(self._past, "layers", [])
+        return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+    def read(self, blocks: Sequence[Sequence[int]], keep: int) -> Tensor:
+        """Read on, each row its own block, and give (rows, at least keep, vocabulary) logits.
+
+        The last column is what each row says next, whatever the lengths of the blocks.
+        """
+        ids, mask = (t.to(self._device) for t in _pad_left(blocks, 0))
+        positions = (self._lengths[:, None] + _positions(mask)).clamp_(min=0)
+        self._mask = torch.cat([self._mask, mask], dim=1)
+        self._lengths = self._lengths + mask.sum(dim=1)
         output = _forward(
             self._model,
-            input_ids=self._ids,
+            input_ids=ids,
             attention_mask=self._mask,
-            position_ids=self._positions,
-            past_key_values=self._cache,
+            position_ids=positions,
+            past_key_values=self._past,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
         )
-        self._cache = output.past_key_values
-        logits: Tensor = output.logits[:, -1]
+        self._past = output.past_key_values
+        logits: Tensor = output.logits
         return logits
 
-    def write(self, tokens: Tensor) -> None:
-        """Put one token, (rows,), behind each row."""
-        self._ids = tokens[:, None]
-        self._mask = pad(self._mask, (0, 1), value=1)
-        self._positions = self._positions[:, -1:] + 1
-
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, by index."""
-        self._mask = self._mask[rows]
-        self._positions = self._positions[rows]
-        if len(rows):
-            self._cache.batch_select_indices(rows)
+        if rows:
+            index = torch.tensor(rows, dtype=torch.int64, device=self._device)
+            self._mask = self._mask[index]
+            self._lengths = self._lengths[index]
+            self._past.batch_select_indices(index)
 
 
-def _likeliest(logits: Tensor, allowed: Sequence[Ids]) -> tuple[Tensor, list[int], list[float]]:
-    """Each row's likeliest allowed token, (rows,), and its log-probability among the allowed.
+def _common(rows: Sequence[Sequence[int]]) -> list[int]:
+    """What all rows begin with."""
+    length = 0
+    for column in zip(*rows, strict=False):
+        if len(set(column)) > 1:
+            break
+        length += 1
+    return list(rows[0][:length])
+
+
+def _likeliest(logits: Tensor, allowed: Sequence[Ids]) -> list[tuple[int, float]]:
+    """Each row's likeliest allowed token, and its log-probability among the allowed.
 
     Gathers the few logits that count, so the cost does not grow with the vocabulary.
     """
@@ -227,12 +358,12 @@ def _likeliest(logits: Tensor, allowed: Sequence[Ids]) -> tuple[Tensor, list[int
     bars = torch.from_numpy(barred).to(logits.device)
     some = logits.gather(1, ids_).float().masked_fill_(bars, float("-inf"))
     log_probability, best = some.log_softmax(dim=1).max(dim=1)
-    tokens = ids_.gather(1, best[:, None])[:, 0]
     # One transfer for both; float64 holds every token id exactly.
-    chosen, scores = torch.stack([tokens.double(), log_probability.double()]).tolist()
+    found = torch.stack([ids_.gather(1, best[:, None])[:, 0].double(), log_probability.double()])
+    chosen, scores = found.tolist()
     if any(isnan(score) for score in scores):
         raise ModelError("the model's logits are not numbers (NaN): its weights or dtype are off")
-    return tokens, [int(token) for token in chosen], scores
+    return [(int(token), score) for token, score in zip(chosen, scores, strict=True)]
 
 
 def _pad_left(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:

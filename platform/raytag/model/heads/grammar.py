@@ -19,11 +19,16 @@ Two facts it leans on:
   another byte or may close; the vocabulary has a token for each single byte.
 - It ends. Each entity takes up at least one word more of the text, so the whole answer is no
   longer than ``Answer.bound`` bytes, and each token writes at least one.
+
+Much of an answer is *forced*: once a label or a word is told from all others, its rest can only
+come one way. Which tokens spell a forced stretch is no choice about the text either, so it is
+written as the tokenizer cuts it in training (``Answer.forced_ids``), not as a model might.
 """
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from math import exp
 
@@ -47,6 +52,8 @@ _START = -2  # apart, because words may touch: where one starts another may end,
 _SPAN = -1
 _BETWEEN = 0  # the label trie's root: an entity may open, or the answer end
 _CLOSE = ord("]")
+
+_CUTS = 1 << 14  # pieces of answers a grammar remembers, a few MiB
 
 
 class Grammar:
@@ -72,10 +79,29 @@ class Grammar:
                 node = self.children[node][byte]
             self.label_at[node] = label
         self.longest = max(map(len, openings.values()))
+        self._cuts: dict[bytes, list[int]] = {}
+
+    def cut(self, data: bytes) -> list[int]:
+        """Token ids of a piece of an answer, remembered: labels and names come again and again.
+
+        A part of a character at the end of ``data`` is left out. Not to be changed.
+        """
+        ids = self._cuts.get(data)
+        if ids is None:
+            if len(self._cuts) >= _CUTS:
+                self._cuts.clear()
+            ids = self.vocabulary.encode(data.decode("utf-8", errors="ignore"))
+            self._cuts[data] = ids
+        return ids
 
     def answer(self, text: str) -> "Answer":
         """A fresh answer about ``text``. DataError for a text with lone surrogates."""
         return Answer(self, _Text(text))
+
+
+@lru_cache(maxsize=4096)  # texts are made of few different characters, and of many
+def _spelled(char: str) -> bytes:
+    return escape(char).encode("utf-8")
 
 
 class _Text:
@@ -83,12 +109,12 @@ class _Text:
 
     def __init__(self, text: str) -> None:
         places = Places(text)
-        escaped = [escape(char) for char in text]
         try:
-            self.bytes = "".join(escaped).encode("utf-8")
+            spelled = [_spelled(char) for char in text]
         except UnicodeEncodeError as exc:
             raise DataError(f"the text holds half a character (a lone surrogate): {exc}") from exc
-        byte_at = [0, *accumulate(len(char.encode("utf-8")) for char in escaped)]
+        self.bytes = b"".join(spelled)
+        byte_at = [0, *accumulate(map(len, spelled))]
         self.starts = [byte_at[start] for start in places.starts]
         self.ends = frozenset(byte_at[end] for end in places.ends)
         self.stop = max(self.ends, default=0)
@@ -125,6 +151,9 @@ class Answer:
         self._open: _Open | None = None
         self._written = bytearray()
         self._known: dict[_State, Ids] = {}
+        # Since the last token that ended between entities, which is where tokenising can start.
+        self._tokens: list[int] = []
+        self._whole = 0  # bytes written before them
 
     @property
     def empty(self) -> bool:
@@ -143,13 +172,19 @@ class Answer:
         """
         return self._ids(self._state)
 
+    @property
+    def between(self) -> bool:
+        """Whether an entity may open here, or the answer end."""
+        return self._state[0] == _BETWEEN
+
     def take(self, token: int, log_probability: float = 0.0) -> None:
         """Write one token. Raises ValueError, and changes nothing, if it is not allowed.
 
         An entity's score is the product of the probabilities of every token that wrote a part
-        of it, its brackets and label included. End of sequence makes the answer ``done``.
+        of it, its brackets and label included; a token that was forced has probability 1. End
+        of sequence makes the answer ``done``.
         """
-        if token == self._vocabulary.eos and self._state[0] == _BETWEEN and not self.done:
+        if token == self._vocabulary.eos and self.between and not self.done:
             self.done = True
             return
         data = b"" if self.done else self._vocabulary.bytes_of.get(token, b"")
@@ -161,17 +196,54 @@ class Answer:
         for state in states:
             self._enter(state, log_probability)
         self._written += data
+        if self.between:
+            self._tokens, self._whole = [], len(self._written)
+        else:
+            self._tokens.append(token)
         assert len(self._written) <= self.bound, "every entity takes up text: an answer is finite"
 
     def forced(self) -> bytes:
-        """The bytes that must come next whatever the model says; empty where it has a choice."""
+        """The bytes that must come next unless the answer ends; empty where there is a choice.
+
+        They end with an entity, if not before.
+        """
+        return self._forced()[0]
+
+    def forced_ids(self) -> list[int]:
+        """The tokens that write what is ``forced``, or as much of it as the tokens settle.
+
+        They are those that the tokenizer makes of the entity so far and the forced stretch. None
+        where the entity so far was written in other tokens than these. The last one is left out
+        where a longer token could stand in its place: which of the two is a choice.
+        """
+        run, states = self._forced()
+        if not run:
+            return []
+        known = len(self._tokens)
+        whole = bytes(self._written[self._whole :]) + run
+        ids = self._grammar.cut(whole)
+        if ids[:known] != self._tokens or len(ids) == known:
+            return []
+        *ids, last = ids[known:]
+        bytes_of = self._vocabulary.bytes_of
+        before = sum(len(bytes_of[token]) for token in ids)
+        if before + len(bytes_of[last]) == len(run):
+            rivals = self._ids(states[before])
+            if max(len(bytes_of.get(token, b"")) for token in rivals.tolist()) == len(run) - before:
+                ids.append(last)
+        return ids
+
+    def _forced(self) -> tuple[bytes, list[_State]]:
+        """The forced bytes, and the states before, between and after them."""
         run = bytearray()
-        state = self._state
-        # Between entities there is a choice, or, after the last word, nothing left to say.
-        while state[0] != _BETWEEN and len(following := self._following(state)) == 1:
+        states = [self._state]
+        while len(following := self._following(states[-1])) == 1:
             ((byte, state),) = following
             run.append(byte)
-        return bytes(run)
+            states.append(state)
+            if state[0] == _BETWEEN:
+                break
+        return bytes(run), states
 
     def _path(self, data: bytes) -> list[_State]:
         """The state after each byte of ``data``; empty if one of them is not allowed."""
