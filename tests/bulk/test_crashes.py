@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from test_tag import ROOT, SENTENCES, spans
+from test_tag_job import ROOT, SENTENCES, spans
 
 from raytag import storage
 from raytag.bulk.results import finished, read_results

@@ -73,6 +73,12 @@ class TagSettings:
         for name in ("input", "output", "model"):
             if not getattr(self, name):
                 raise SettingsError(f"{name} is empty; name a path or an s3:// URI")
+        below = self.output.removeprefix(self.input.rstrip("/") + "/")
+        if below != self.output and not below.startswith(("_", ".")):
+            raise SettingsError(
+                f"output {self.output} lies in the input, and would be tagged the next time; "
+                'give another, or a name that begins with "_"'
+            )
         try:
             "".encode(self.encoding)
         except LookupError as exc:

@@ -213,6 +213,9 @@ def test_the_job_as_it_is_typed(cluster: LocalCluster, adapter: Path, tmp_path: 
             check=False,
         )
 
+    inside = run("--input", str(tmp_path))
+    assert inside.returncode == 2
+    assert "lies in the input, and would be tagged the next time" in inside.stderr
     wrong = run("--shard-documents", "0")
     assert wrong.returncode == 2
     assert wrong.stderr == "error: shard_documents must be at least 1, not 0\n"
