@@ -1,4 +1,4 @@
-"""What all tests share: an S3 server and a Ray cluster, each started once and ended by pid; and
+"""What all tests share: S3 servers and a Ray cluster, each started once and ended by pid; and
 where the public data is."""
 
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from raytag.local import LocalCluster
 
-pytest_plugins = ["s3"]
+pytest_plugins = ["s3", "ceph"]
 
 # Ray reads it once, when it is imported: some tests are drivers of the cluster themselves.
 os.environ["RAY_AUTH_MODE"] = "token"

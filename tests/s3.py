@@ -28,7 +28,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Client]":
     import boto3
 
     folder = tmp_path_factory.mktemp("s3")
-    port = _free_port()
+    port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     server = _start(port, folder)
     try:
@@ -54,7 +54,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Client]":
         server.wait(30)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

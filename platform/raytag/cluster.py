@@ -25,9 +25,17 @@ def connect(program: str) -> None:
         # Workers must find this very package, wherever the working directory was unpacked.
         ray.init(
             address="auto",
-            # A thread that waits for another must not keep it from running: on a busy machine
-            # OpenMP's spinning makes two threads slower than one.
-            runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}},
+            runtime_env={
+                "env_vars": {
+                    "PYTHONPATH": path,
+                    # A thread that waits for another must not keep it from running: on a busy
+                    # machine OpenMP's spinning makes two threads slower than one.
+                    "OMP_WAIT_POLICY": "PASSIVE",
+                    # A user is told of a wrong address soon; hours of work wait for a store to
+                    # come back, half a minute or more.
+                    "AWS_MAX_ATTEMPTS": os.environ.get("AWS_MAX_ATTEMPTS", "12"),
+                }
+            },
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

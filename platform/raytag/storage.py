@@ -316,7 +316,10 @@ def _client(pid: int, settings: tuple[tuple[str, str], ...]) -> "S3Client":
     config = Config(
         connect_timeout=10,
         read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": 4},
+        retries={
+            "mode": "standard",
+            "total_max_attempts": int(dict(settings).get("AWS_MAX_ATTEMPTS", 4)),
+        },
         max_pool_connections=32,
         # Stores other than AWS answer on one host name, and not all know the newer checksums.
         s3={"addressing_style": "path" if other else "auto"},

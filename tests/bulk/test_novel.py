@@ -12,9 +12,9 @@ from raytag.text.words import words
 def test_a_novel_whole_and_chapter_by_chapter(data_folder: Path, adapter: Path) -> None:
     path = data_folder / "text" / "84_frankenstein_or_the_modern_prometheus.txt"
     with path.open(encoding="utf-8", newline="") as file:
-        novel = file.read()[:200_000]
+        novel = file.read()[:90_000]
     cuts = [match.start() for match in re.finditer(r"^Chapter \d+", novel, re.MULTILINE)]
-    assert len(cuts) > 5
+    assert len(cuts) >= 3
     chapters = [novel[a:b] for a, b in zip([0, *cuts], [*cuts, len(novel)], strict=True)]
     assert "".join(chapters) == novel
     tagger = Tagger.of(load_adapter(adapter))

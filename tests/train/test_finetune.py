@@ -137,7 +137,7 @@ def test_a_worker_killed_and_every_step_taken_once(
     data.write_text("\n".join(rows) + "\n", encoding="utf-8")
     output = tmp_path / "run"
     flags = ["--base", str(base), "--train", str(data), "--output", str(output)]
-    flags += ["--workers", "2", "--zero", "2", "--batch-size", "2", "--epochs", "12"]
+    flags += ["--workers", "2", "--zero", "2", "--batch-size", "2", "--epochs", "6"]
     flags += ["--checkpoint-every", "10", "--patience", "0", "--eval-every", "100"]
     tracking = (tmp_path / "mlflow").as_uri()
     process = subprocess.Popen(
@@ -156,7 +156,7 @@ def test_a_worker_killed_and_every_step_taken_once(
     assert process.returncode == 0, said[-3000:]
     report = _report(output)
     train = report.data.counts["train"]["examples"]
-    steps = 12 * -(-train // 2)
+    steps = 6 * -(-train // 2)
     assert [point.step for point in report.curve] == list(range(1, steps + 1))
     # At most an interval was lost: it went on from a checkpoint at least as new as the one seen.
     resumed = [int(step) for step in re.findall(r"going on from step (\d+)", said)]
