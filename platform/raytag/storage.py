@@ -10,6 +10,7 @@ import functools
 import io
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -210,6 +211,17 @@ def download_folder(uri: Uri, local: Uri) -> list[str]:
                 _copy(Path(place.key), target)
         names.append(name)
     return names
+
+
+@contextmanager
+def on_disk(folder: str) -> Iterator[Path]:
+    """A folder on this machine's disk: itself where it is local, else a copy for the time."""
+    if "://" not in folder:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        download_folder(folder, copy)
+        yield Path(copy)
 
 
 def remove(uri: Uri) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,20 +73,26 @@ def make(folder: Path, base_folder: Path, head: HeadName) -> Made:
     return Made(folder, base, card, model.eval())
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+def make_all(
+    folder: Path, cases: Iterable[str], make: Callable[[Path, Path, HeadName], Made]
+) -> dict[str, Made]:
+    """An adapter for each case, "base-head", on a checkpoint of that base."""
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("adapters")
     bases = {
         "qwen2": checkpoint(folder / "base" / "qwen2"),
         "llama": checkpoint(folder / "base" / "llama", "sentencepiece"),
         "bert": encoder(folder / "base" / "bert"),
     }
-    cases = {case: case.split("-") for case in CASES}
+    parted = {case: case.split("-") for case in cases}
     return {
         case: make(folder / case, bases[base], head)  # type: ignore[arg-type]
-        for case, (base, head) in cases.items()
+        for case, (base, head) in parted.items()
     }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+    return make_all(tmp_path_factory.mktemp("adapters"), CASES, make)
 
 
 @pytest.fixture

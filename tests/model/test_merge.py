@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_adapter import IDS, LABELS, Made, logits, trained
-from tiny import checkpoint, encoder
+from test_adapter import IDS, LABELS, Made, logits, make_all, trained
+from tiny import checkpoint
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 
@@ -58,18 +58,7 @@ JOB = Path(__file__).resolve().parents[2] / "jobs" / "merge.py"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("adapters")
-    bases = {
-        "qwen2": checkpoint(folder / "base" / "qwen2"),
-        "llama": checkpoint(folder / "base" / "llama", "sentencepiece"),
-        "bert": encoder(folder / "base" / "bert"),
-    }
-    cases = {case: case.split("-") for case in CASES}
-    return {
-        case: make(folder / case, bases[base], head)  # type: ignore[arg-type]
-        for case, (base, head) in cases.items()
-    }
+    return make_all(tmp_path_factory.mktemp("adapters"), CASES, make)
 
 
 @pytest.fixture(scope="module")

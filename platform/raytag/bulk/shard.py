@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raytag.bulk.corpus import Row, read_rows
+from raytag.bulk.raw import EXCERPT
 from raytag.bulk.settings import TagSettings
 from raytag.bulk.store import NAMES_KEPT, Plan, Receipt, commit, read_receipt
 from raytag.errors import DataError, ModelError, ResourceError
@@ -183,6 +184,6 @@ def _rejects(rows: Sequence[Row]) -> bytes:
     lines = []
     for row in sorted(rows, key=lambda row: (row.file, row.number)):
         said = {"id": row.id, "file": row.file, "row": row.number, "reason": row.trouble}
-        excerpt = row.text[:200].encode("utf-8", "replace").decode()
-        lines.append(json.dumps({**said, "excerpt": excerpt}, ensure_ascii=False, default=str))
+        said["excerpt"] = row.text[:EXCERPT]
+        lines.append(json.dumps(said, ensure_ascii=False, default=str))
     return "".join(f"{line}\n" for line in lines).encode()

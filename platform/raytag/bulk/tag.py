@@ -8,12 +8,10 @@ store's doing, whatever Ray tries again.
 import hashlib
 import logging
 import pickle
-import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -355,10 +353,9 @@ class ShardTagger:
         settings = self._settings
         torch.set_num_threads(settings.cpus)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with tempfile.TemporaryDirectory() as folder:
-            storage.download_folder(settings.model, folder)
+        with storage.on_disk(settings.model) as folder:
             loaded = load_for_tagging(
-                Path(folder), base=settings.base, load_in=settings.load_in, device=device
+                folder, base=settings.base, load_in=settings.load_in, device=device
             )
         # More does not fit a CPU's cache, less leaves a GPU idle.
         most = settings.batch_tokens or (16384 if device.type == "cuda" else 1024)

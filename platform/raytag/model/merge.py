@@ -19,8 +19,8 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def merge_adapter(settings: MergeSettings) -> Merged:
     if storage.exists(settings.output) or storage.list_files(settings.output):
         raise SettingsError(f"{settings.output} holds something already; give another --output")
     examples = read_examples(settings.data).examples if settings.data else ()
-    with _on_disk(settings.adapter) as adapter, tempfile.TemporaryDirectory() as scratch:
+    with storage.on_disk(settings.adapter) as adapter, tempfile.TemporaryDirectory() as scratch:
         try:
             merged = _merge_into(Path(scratch), adapter, settings, examples, device)
         except torch.OutOfMemoryError as exc:
@@ -153,16 +153,6 @@ def _device(asked: str) -> torch.device:
     if asked == "gpu" and not found:
         raise SettingsError("this machine has no GPU; merge with --device cpu")
     return torch.device("cuda" if found and asked != "cpu" else "cpu")
-
-
-@contextmanager
-def _on_disk(folder: str) -> Iterator[Path]:
-    if "://" not in folder:
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory() as copy:
-        storage.download_folder(folder, copy)
-        yield Path(copy)
 
 
 # Merging
