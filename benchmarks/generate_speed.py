@@ -70,7 +70,7 @@ class Task:
         return Run(len(self.examples) / wall, len(self.examples) / cpu, f1)
 
     def _ours(self, texts: Sequence[str]) -> list[list[Entity]]:
-        return self.head.extract(self.model, texts)
+        return self.head.extract(self.model, self.head.ask(texts))
 
     def _plain(self, texts: Sequence[str]) -> list[list[Entity]]:
         said = self._generate(texts, self.longest)
@@ -94,7 +94,7 @@ class Task:
     def _generate(self, texts: Sequence[str], tokens: int, **options: Any) -> list[str]:
         """What ``model.generate`` writes about each text, set up as its documentation says."""
         vocabulary = self.head.vocabulary
-        prompts = [self.head._prompt(text) for text in texts]
+        prompts = [row.input_ids for row in self.head.ask(texts)]
         padding = self.model.generation_config.pad_token_id
         inputs = vocabulary.tokenizer.pad(
             {"input_ids": prompts}, padding_side="left", return_tensors="pt"
@@ -157,7 +157,7 @@ def read_task(adapter: Path, merged: bool) -> Task:
     return Task(
         model=model,
         head=head,
-        examples=sorted(examples, key=lambda example: -head.length(example.text)),
+        examples=sorted(examples, key=lambda example: -head.ask([example.text])[0].tokens),
         longest=max(head.encode(example).labelled for example in examples),
     )
 

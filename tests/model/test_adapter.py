@@ -124,7 +124,7 @@ def test_what_is_saved_is_loaded(case: str, made: dict[str, Made]) -> None:
         assert torch.equal(parameters[name], tensor)
     assert torch.equal(logits(loaded.model, IDS), logits(adapter.model, IDS))
     text = "Tim Cook met Zoë in Seoul."
-    assert loaded.head.extract(loaded.model, [text]) is not None
+    assert loaded.head.extract(loaded.model, loaded.head.ask([text])) is not None
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -89,7 +89,7 @@ def test_no_entity_outside_the_text_and_no_foreign_label_whatever_the_weights(
     with talkative(head, model):
         for start in range(0, len(asked), 50):
             batch = asked[start : start + 50]
-            for text, answer in zip(batch, head.answer(model, batch), strict=True):
+            for text, answer in zip(batch, head.answer(model, head.ask(batch)), strict=True):
                 entities = answer.entities
                 # The decoder walked the offsets; the reader looks for them in the string.
                 assert entities == read_answer(answer.written, text, LABELS)
@@ -105,8 +105,8 @@ def test_a_batch_says_what_its_texts_say_alone(
     head, model = loaded[layout]
     asked = texts(40, seed=7)
     with talkative(head, model):
-        together = head.extract(model, asked)
-        alone = [head.extract(model, [text])[0] for text in asked]
+        together = head.extract(model, head.ask(asked))
+        alone = [head.extract(model, head.ask([text]))[0] for text in asked]
     assert together == alone
     assert sum(map(len, alone)) > 20
     scores = [
@@ -142,7 +142,7 @@ def test_targets_are_the_next_tokens_of_the_answer_and_its_end(
         prompt = head.vocabulary.prompt_ids(ask(example.text))
         answer = row.input_ids[len(prompt) :]
         assert row.input_ids[: len(prompt)] == prompt
-        assert len(prompt) == head.length(example.text)
+        assert len(prompt) == head.ask([example.text])[0].tokens
         assert head.vocabulary.decode(answer) == write_answer(example)[0]
         assert row.targets[: len(prompt) - 1] == [IGNORED] * (len(prompt) - 1)
         assert row.targets[len(prompt) - 1 :] == [*answer, head.vocabulary.eos]
@@ -192,7 +192,9 @@ def test_positions_count_from_each_rows_own_start(loaded: dict[Layout, Loaded]) 
         assert float(head.loss(model, head.collate(rows))) == pytest.approx(alone, rel=1e-5)
     asked = texts(12, seed=5)
     with talkative(head, model):
-        assert head.extract(model, asked) == [head.extract(model, [text])[0] for text in asked]
+        assert head.extract(model, head.ask(asked)) == [
+            head.extract(model, head.ask([text]))[0] for text in asked
+        ]
 
 
 def test_probabilities_are_those_among_the_allowed_tokens() -> None:
@@ -233,7 +235,7 @@ def test_loss_and_decoding_agree_a_learned_answer_is_given_back(tmp_path: Path) 
         if float(loss.detach()) < 0.01:
             break
     model.eval()
-    found = head.extract(model, [example.text for example in GOLD])
+    found = head.extract(model, head.ask([example.text for example in GOLD]))
     assert found == [list(example.entities) for example in GOLD]
     assert all(entity.score > 0.8 for entities in found for entity in entities if entity.score)
     # Greedy decoding without any grammar says the same: training and decoding share a boundary.
@@ -266,7 +268,7 @@ def test_rows_that_are_finished_leave_the_batch(loaded: dict[Layout, Loaded]) ->
     head, model = loaded["byte-level"]
     counting = Counting(model)
     with talkative(head, model):
-        head.extract(counting, texts(40, seed=3))
+        head.extract(counting, head.ask(texts(40, seed=3)))
     shared, *rows = counting.rows
     assert shared == 1, "what all prompts begin with is read once"
     assert rows == sorted(rows, reverse=True)
@@ -280,7 +282,7 @@ def test_what_is_forced_takes_no_pass(layout: Layout, loaded: dict[Layout, Loade
     (label, text) = ("A: [B]", "Zoë-Müller")
     alone = GenerateHead(head.vocabulary.tokenizer, [label], vocabulary=head.vocabulary)
     with talkative(head, model):
-        (answer,) = alone.answer(counting, [f"{text}  "])
+        (answer,) = alone.answer(counting, alone.ask([f"{text}  "]))
     written = head.vocabulary.encode(answer.written)
     assert answer.entities
     assert counting.passes < len(written)
@@ -308,8 +310,8 @@ def test_the_cache_of_a_sliding_window_gets_no_gaps(
     model = MistralForCausalLM(config).eval()
     asked = texts(12, seed=5)
     with talkative(head, model):
-        together = head.extract(model, asked)
-        assert together == [head.extract(model, [text])[0] for text in asked]
+        together = head.extract(model, head.ask(asked))
+        assert together == [head.extract(model, head.ask([text]))[0] for text in asked]
     assert any(together)
 
 
@@ -326,9 +328,9 @@ def test_more_tokens_than_the_context_are_refused_not_cut(loaded: dict[Layout, L
     with pytest.raises(DataError, match="smaller window"):
         head(len(row.input_ids)).encode(example)
     with pytest.raises(DataError, match="text 1 of the batch"):
-        head(plain.length(example.text)).extract(model, [" ", example.text])
+        head(plain.ask([example.text])[0].tokens).extract(model, plain.ask([" ", example.text]))
     with pytest.raises(DataError, match="the answer the model gives"), talkative(plain, model):
-        head(plain.length(example.text) + 3).extract(model, [example.text])
+        head(plain.ask([example.text])[0].tokens + 3).extract(model, plain.ask([example.text]))
 
 
 def test_labels_outside_the_set_are_refused(loaded: dict[Layout, Loaded]) -> None:
@@ -348,4 +350,4 @@ def test_logits_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.get_input_embeddings().weight.data.fill_(float("nan"))
     with pytest.raises(ModelError, match="not numbers"):
-        head.extract(model, ["Tim"])
+        head.extract(model, head.ask(["Tim"]))

@@ -16,7 +16,7 @@ from torch import nn
 from raytag.errors import DataError, ModelError
 from raytag.model.base import find_base, load_model, load_tokenizer
 from raytag.model.heads import IGNORED, Encoded
-from raytag.model.heads.tag import OUTSIDE, TagHead, best_tags, tag_names
+from raytag.model.heads.tag import OUTSIDE, TagHead, _units, best_tags, tag_names
 from raytag.text.spans import Entity, Example
 from raytag.text.words import words
 
@@ -92,7 +92,7 @@ def test_no_entity_outside_the_text_and_no_foreign_label_whatever_the_weights(
     found: list[Entity] = []
     for start in range(0, len(asked), 50):
         batch = asked[start : start + 50]
-        for text, entities in zip(batch, head.extract(model, batch), strict=True):
+        for text, entities in zip(batch, head.extract(model, head.ask(batch)), strict=True):
             assert_legal(entities, text, LABELS)
             found += entities
     assert len(found) >= 500, "a test of entities needs entities"
@@ -103,8 +103,8 @@ def test_no_entity_outside_the_text_and_no_foreign_label_whatever_the_weights(
 def test_a_batch_says_what_its_texts_say_alone(kind: Kind, loaded: Loaded) -> None:
     head, model = loaded[kind]
     asked = texts(60, seed=7)
-    together = head.extract(model, asked)
-    alone = [head.extract(model, [text])[0] for text in asked]
+    together = head.extract(model, head.ask(asked))
+    alone = [head.extract(model, head.ask([text]))[0] for text in asked]
     assert together == alone
     assert sum(map(len, alone)) > 30
     scores = [[e.score for entities in run for e in entities] for run in (together, alone)]
@@ -124,7 +124,7 @@ def read_back(head: TagHead, text: str, row: Encoded) -> list[Entity]:
     for i, target in enumerate(row.targets):
         if target != IGNORED:
             log_p[i, target] = 0.0
-    _, units = head._units(text)
+    units = _units(*head.ask([text]))
     return head._decode(units, log_p)
 
 
@@ -155,7 +155,7 @@ def test_what_is_encoded_is_read_back_but_for_what_is_counted(kind: Kind, exampl
     assert len(missing) == row.lost
     assert len(back) <= len(example.entities)
     assert row.labelled <= len(words(example.text))
-    assert len(row.input_ids) == len(row.targets) == head.length(example.text)
+    assert len(row.input_ids) == len(row.targets) == head.ask([example.text])[0].tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -188,7 +188,8 @@ def test_words_that_share_a_token_are_one_unit() -> None:
     tok.add_tokens(["k-S"])
     head = TagHead(tok, LABELS)
     text = "Cook-Seoul in"
-    ids, units = head._units(text)
+    (asked,) = head.ask([text])
+    ids, units = asked.input_ids, _units(asked)
     assert [text[u.start : u.end] for u in units] == ["Cook-Seoul", "in"]
     assert all(u.token is not None for u in units)
     row = head.encode(Example("x", text, (Entity(5, 10, "LOC"),)))
@@ -231,7 +232,7 @@ def test_a_score_is_the_product_of_the_words_probabilities() -> None:
     for i, target in enumerate(row.targets):
         if target != IGNORED:
             log_p[i, target] = np.log(0.9 if target == 1 else 0.8)
-    _, units = head._units("Tim Cook")
+    units = _units(*head.ask(["Tim Cook"]))
     (entity,) = head._decode(units, log_p)
     assert entity == Entity(0, 8, "PER")
     assert entity.score == pytest.approx(0.72)
@@ -239,23 +240,24 @@ def test_a_score_is_the_product_of_the_words_probabilities() -> None:
 
 def test_texts_without_words_have_no_entities(loaded: Loaded) -> None:
     for head, model in loaded.values():
-        assert head.extract(model, [" ", "\t\n", "Tim"])[:2] == [[], []]
+        assert head.extract(model, head.ask([" ", "\t\n", "Tim"]))[:2] == [[], []]
 
 
 def test_half_a_character_is_refused(loaded: Loaded) -> None:
     for head, model in loaded.values():
         with pytest.raises(DataError, match="lone surrogate"):
-            head.extract(model, ["Tim", "Co\ud800ok"])
+            head.extract(model, head.ask(["Tim", "Co\ud800ok"]))
         with pytest.raises(DataError, match="lone surrogate"):
-            head.length("\udfff")
+            head.ask(["\udfff"])
 
 
 def test_logits_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
     base = find_base(str(encoder(tmp_path)))
     model = load_model(base, "tag", tag_names(LABELS))
     model.get_input_embeddings().weight.data.fill_(float("nan"))
+    head = TagHead(load_tokenizer(tmp_path), LABELS)
     with pytest.raises(ModelError, match="not numbers"):
-        TagHead(load_tokenizer(tmp_path), LABELS).extract(model, ["Tim"])
+        head.extract(model, head.ask(["Tim"]))
 
 
 def test_a_row_of_nothing_costs_nothing_and_can_be_differentiated(loaded: Loaded) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raytag.errors import DataError, ModelError
 from raytag.model.adapter import context, make_head, output_names
 from raytag.model.base import find_base, load_model, load_tokenizer
-from raytag.model.heads import Head
+from raytag.model.heads import Asked, Head
 from raytag.model.heads.generate import GenerateHead
 from raytag.model.heads.tag import TagHead
 from raytag.model.settings import HeadName
@@ -154,7 +154,7 @@ def test_a_text_of_more_tokens_than_the_model_takes_is_tagged_whole(loaded: Load
     # Half of it plain and half of it 4 tokens a character, in one window of its size.
     head, model = loaded["qwen2-tag"]
     text = " ".join(sentences(4, 5)) + " 𐍈𐍉𐍊 𐍋𐍌" * 40 + " " + " ".join(sentences(4, 6))
-    assert head.length(text) > 300
+    assert head.ask([text])[0].tokens > 300
     lengths: list[int] = []
 
     class Watched(nn.Module):
@@ -178,12 +178,12 @@ def test_an_answer_that_outgrows_the_model_is_given_in_parts(loaded: Loaded) -> 
     assert isinstance(plain, GenerateHead)
     texts = [*sentences(6, 7), " ".join(sentences(6, 8)), *sentences(6, 9)]
     free = tagger(loaded["qwen2-generate"], window=1000).tag(texts)
-    room = max(plain.length(text) for text in texts) + 12
+    room = max(plain.ask([text])[0].tokens for text in texts) + 12
     head = GenerateHead(
         plain.vocabulary.tokenizer, LABELS, context=room, vocabulary=plain.vocabulary
     )
     with pytest.raises(DataError, match="answer"):
-        head.extract(model, texts)
+        head.extract(model, head.ask(texts))
     tight = Tagger(model=model, head=head, window=1000, max_tokens=room)
     found = tight.tag(texts)
     long = texts[6]
@@ -260,9 +260,9 @@ def test_each_window_is_measured_once(loaded: Loaded) -> None:
         encode, collate, loss = head.encode, head.collate, head.loss
         extract = staticmethod(head.extract)
 
-        def length(self, text: str) -> int:
-            measured.append(text)
-            return head.length(text)
+        def ask(self, texts: Sequence[str]) -> list[Asked]:
+            measured.extend(texts)
+            return head.ask(texts)
 
     texts = [*sentences(5, 12), "\n".join(sentences(20, 13))]
     Tagger(model=model, head=Measuring(), window=120, max_tokens=96).tag(texts)

@@ -110,10 +110,11 @@ def test_windows_are_cut_where_a_text_has_seams(data_folder: Path) -> None:
 
 @st.composite
 def tagged(draw: st.DrawFn) -> tuple[str, list[Entity], int]:
-    """A text of words with entities of some words, no longer than a window's context."""
+    """A text of words with entities of some words, no longer than a window's context, none of
+    which goes on after its sentence."""
     size = draw(st.integers(64, 120))
     gaps = st.sampled_from([" ", " ", "  ", "\n", ". ", "\n\n"])
-    word_and_gap = st.tuples(st.text("abcé", min_size=1, max_size=4), gaps)
+    word_and_gap = st.tuples(st.text("abcé", min_size=1, max_size=7), gaps)
     parts = draw(st.lists(word_and_gap, min_size=100, max_size=150))
     text = "".join(word + gap for word, gap in parts)
     bounds = words(text)
@@ -121,8 +122,11 @@ def tagged(draw: st.DrawFn) -> tuple[str, list[Entity], int]:
     step = draw(st.integers(1, 5))
     for first in range(draw(st.integers(0, step)), len(bounds), step):
         after = first + draw(st.integers(1, 4))
-        if after <= len(bounds) and bounds[after - 1][1] - bounds[first][0] <= size // 8:
-            entities.append(Entity(bounds[first][0], bounds[after - 1][1], "A", 0.5))
+        start, end = bounds[first][0], bounds[min(after, len(bounds)) - 1][1]
+        if end - start <= size // 8 and not regex.search(
+            r"(\p{L}{5}|\s)\.\s|\n\n", text[start:end]
+        ):
+            entities.append(Entity(start, end, "A", 0.5))
     return text, without_overlaps(entities)[0], size
 
 
@@ -141,11 +145,29 @@ def test_reading_each_window_gives_the_entities_of_the_text(
     assert [x.score for x in merged] == [x.score for x in entities]
 
 
-def test_windows_see_a_context_on_both_sides() -> None:
+def test_windows_see_a_context_where_a_sentence_is_cut() -> None:
     text = "word " * 400
     inner = split(text, 160)[1:-1]
     assert all(15 <= w.core_start - w.start <= 20 for w in inner)
     assert all(15 <= w.end - w.core_end <= 20 for w in inner)
+
+
+@pytest.mark.parametrize(
+    ("end", "context"),
+    [
+        *((end, False) for end in ("ended. ", "ended .\n", "ended\n\n", "why? ", "了。")),
+        *((end, True) for end in ("Mr. ", "J. ", "Corp. ", "ended, ", "ended\n")),
+    ],
+)
+def test_a_sentence_that_ends_for_sure_needs_no_context(end: str, context: bool) -> None:
+    text = "".join(f"No {i} walked on in Berlin {end}" for i in range(90))
+    windows = split(text, 160)[1:-1]
+    for window in windows:
+        if text[: window.core_start].endswith(end):
+            assert (window.start < window.core_start) == context
+        if text[: window.core_end].endswith(end):
+            assert (window.end > window.core_end) == context
+    assert any(text[: window.core_start].endswith(end) for window in windows)
 
 
 def test_an_entity_counts_in_the_window_whose_core_it_starts_in() -> None:

@@ -111,7 +111,7 @@ def test_the_gpu_users_line_on_a_tiny_base(
     storage.download_folder("s3://news/run/adapter", tmp_path / "adapter")
     loaded = load_adapter(tmp_path / "adapter")
     texts = [example.text for example in read_examples("s3://news/test.conll").examples]
-    found = loaded.head.extract(loaded.model, texts)
+    found = loaded.head.extract(loaded.model, loaded.head.ask(texts))
     kept = read_examples("s3://news/run/predictions/test.jsonl").examples
     assert [e.text for e in kept] == texts
     assert len(found) == len(texts)

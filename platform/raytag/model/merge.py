@@ -275,7 +275,7 @@ def _logits(loaded: LoadedModel, texts: Sequence[str]) -> list[Tensor]:
         for window in split(text, loaded.card.window):
             piece = Example(id="", text=text[window.start : window.end])
             with suppress(TooLong):
-                if head.length(piece.text) > limit:
+                if head.ask([piece.text])[0].tokens > limit:
                     continue
                 batch = head.collate([head.encode(piece)]).to(device)
                 output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)

@@ -13,19 +13,18 @@ from torch import nn
 
 from raytag.errors import ModelError
 from raytag.model.adapter import LoadedModel, token_limit
-from raytag.model.heads import Head, TooLong
+from raytag.model.heads import Asked, Head, TooLong
 from raytag.text.spans import Entity
 from raytag.text.windows import Window, merge, split
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A window of one of the texts, by its index, and what it costs to ask about it."""
+    """A window of one of the texts, by its index, and its tokens."""
 
     text: int
     window: Window
-    content: str
-    tokens: int
+    asked: Asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,61 +69,61 @@ class Tagger:
 
     def tag_counted(self, texts: Sequence[str]) -> tuple[list[list[Entity]], int]:
         """As :meth:`tag`, with the number of tokens the model was asked to read."""
-        pieces = [
-            piece
-            for i, text in enumerate(texts)
-            for window in split(text, self.window)
-            for piece in self._fitting(i, window, text[window.start : window.end])
-        ]
+        windows = [(i, w) for i, text in enumerate(texts) for w in split(text, self.window)]
+        pieces = self._fitting(texts, windows)
         answered: list[list[tuple[Window, list[Entity]]]] = [[] for _ in texts]
         with evaluating(self.model):
             for batch in self._batches(pieces):
                 for piece, entities in self._ask(batch):
                     kept = [e for e in entities if (e.score or 0.0) >= self.threshold]
                     answered[piece.text].append((piece.window, kept))
-        tokens = sum(piece.tokens for piece in pieces)
+        tokens = sum(piece.asked.tokens for piece in pieces)
         return [_in_order(windows) for windows in answered], tokens
 
-    def _fitting(self, text: int, window: Window, content: str) -> list[_Piece]:
-        """A window as it is, or where it takes too many tokens as smaller ones."""
-        if not content.strip():
-            return []
-        tokens = self.head.length(content)
-        if tokens > self.max_tokens:
-            return self._smaller(text, window, content)
-        return [_Piece(text, window, content, tokens)]
+    def _fitting(self, texts: Sequence[str], windows: Sequence[tuple[int, Window]]) -> list[_Piece]:
+        """Windows as they are, or where they take too many tokens as smaller ones."""
+        told = [(i, w) for i, w in windows if not texts[i][w.start : w.end].isspace()]
+        asked = self.head.ask([texts[i][w.start : w.end] for i, w in told])
+        pieces: list[_Piece] = []
+        for (i, window), row in zip(told, asked, strict=True):
+            piece = _Piece(i, window, row)
+            pieces += [piece] if piece.asked.tokens <= self.max_tokens else self._smaller(piece)
+        return pieces
 
-    def _smaller(self, text: int, window: Window, content: str) -> list[_Piece]:
+    def _smaller(self, piece: _Piece) -> list[_Piece]:
         """A window in windows of half its size, or less, that fit; their cores tile its core."""
+        window, content = piece.window, piece.asked.text
         if len(content) == 1:
             raise ModelError(
                 f"the model takes {self.max_tokens} tokens, which is too few for {content!r} and "
                 "what is asked about it"
             )
-        pieces: list[_Piece] = []
+        parts: list[tuple[int, Window]] = []
         for part in split(content, (len(content) + 1) // 2):
-            start = max(part.core_start + window.start, window.core_start)
-            end = min(part.core_end + window.start, window.core_end)
+            start = max(part.core_start, window.core_start - window.start)
+            end = min(part.core_end, window.core_end - window.start)
             if start < end:
-                inner = Window(part.start + window.start, part.end + window.start, start, end)
-                pieces += self._fitting(text, inner, content[part.start : part.end])
-        return pieces
+                parts.append((0, Window(part.start, part.end, start, end)))
+        return [
+            _Piece(piece.text, inner.window.shifted(window.start), inner.asked)
+            for inner in self._fitting([content], parts)
+        ]
 
     def _batches(self, pieces: Sequence[_Piece]) -> list[list[_Piece]]:
         """Pieces sorted by length, the longest first, in batches within the token budget."""
         batches: list[list[_Piece]] = []
         longest = 0
-        for piece in sorted(pieces, key=lambda p: (-p.tokens, p.text, p.window.start)):
+        for piece in sorted(pieces, key=lambda p: (-p.asked.tokens, p.text, p.window.start)):
             if not batches or (len(batches[-1]) + 1) * longest > self.batch_tokens:
                 batches.append([])
-                longest = piece.tokens
+                longest = piece.asked.tokens
             batches[-1].append(piece)
         return batches
 
     def _ask(self, batch: list[_Piece]) -> Iterator[tuple[_Piece, list[Entity]]]:
         """Every piece with its entities; one whose answer does not fit in several parts."""
         try:
-            answers = self.head.extract(self.model, [piece.content for piece in batch])
+            answers = self.head.extract(self.model, [piece.asked for piece in batch])
         except TooLong:
             pass  # and leave this block, which keeps the failed batch's tensors alive
         else:
@@ -132,9 +131,7 @@ class Tagger:
             return
         # Which piece it was is found by asking one at a time; what each is then given does not
         # depend on the batch it was in.
-        first = batch[0]
-        alone = batch if len(batch) > 1 else self._smaller(first.text, first.window, first.content)
-        for piece in alone:
+        for piece in batch if len(batch) > 1 else self._smaller(batch[0]):
             yield from self._ask([piece])
 
 

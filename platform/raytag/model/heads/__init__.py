@@ -54,6 +54,23 @@ class Batch:
         return Batch(*(t.to(device) for t in (self.input_ids, self.attention_mask, self.targets)))
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A text as a model is asked about it: the tokens of one row, the prompt included.
+
+    ``offsets`` are the characters each token stands for, where the head goes by them.
+    """
+
+    text: str
+    input_ids: list[int]
+    offsets: Sequence[tuple[int, int]] = ()
+
+    @property
+    def tokens(self) -> int:
+        """What one forward pass over the text reads."""
+        return len(self.input_ids)
+
+
 class Head(Protocol):
     """What training, tagging and scoring ask of a head."""
 
@@ -72,10 +89,10 @@ class Head(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy in fp32, summed (not averaged) over the labelled positions."""
 
-    def length(self, text: str) -> int:
-        """How many tokens one forward pass over this text takes, the prompt included."""
+    def ask(self, texts: Sequence[str]) -> list[Asked]:
+        """The texts as rows of tokens. Raises DataError for a text with lone surrogates."""
 
-    def extract(self, model: nn.Module, texts: Sequence[str]) -> list[list[Entity]]:
+    def extract(self, model: nn.Module, asked: Sequence[Asked]) -> list[list[Entity]]:
         """Entities of each text, sorted, with scores; the texts are one batch.
 
         Offsets lie on word boundaries of the text as given, labels in ``labels``. The model is

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from raytag.errors import DataError, ModelError
-from raytag.model.heads import IGNORED, Batch, Encoded, TooLong
+from raytag.model.heads import IGNORED, Asked, Batch, Encoded, TooLong
 from raytag.model.heads.grammar import Answer, Grammar, Ids
 from raytag.model.heads.vocabulary import Vocabulary
 from raytag.model.settings import HeadName
@@ -113,11 +113,11 @@ class GenerateHead:
         logits = output.logits[:, -keep:][labelled].float()
         return cross_entropy(logits, targets[labelled], reduction="sum")
 
-    def length(self, text: str) -> int:
-        """How many tokens the prompt with this text takes; its answer comes on top."""
-        return len(self._prompt(text))
+    def ask(self, texts: Sequence[str]) -> list[Asked]:
+        """The prompts with these texts; their answers come on top."""
+        return [Asked(text, self._prompt(text)) for text in texts]
 
-    def extract(self, model: nn.Module, texts: Sequence[str]) -> list[list[Entity]]:
+    def extract(self, model: nn.Module, asked: Sequence[Asked]) -> list[list[Entity]]:
         """Entities of each text, in its order; ``answer`` says how and what it raises.
 
         An entity's score is the product, over every choice that wrote a part of it (brackets and
@@ -127,21 +127,20 @@ class GenerateHead:
         then: it falls with every label and word it was told from, and tokenisations that would
         spell a choice alike share its probability.
         """
-        return [answer.entities for answer in self.answer(model, texts)]
+        return [answer.entities for answer in self.answer(model, asked)]
 
-    def answer(self, model: nn.Module, texts: Sequence[str]) -> list[Answer]:
+    def answer(self, model: nn.Module, asked: Sequence[Asked]) -> list[Answer]:
         """What the model writes about each text, decoded greedily as one batch.
 
-        Raises DataError for a text with lone surrogates, TooLong for more tokens than
-        ``context``, ModelError for a model whose logits are not numbers.
+        Raises TooLong for more tokens than ``context``, ModelError for a model whose logits are
+        not numbers.
         """
-        answers = [self.grammar.answer(text) for text in texts]
+        answers = [self.grammar.answer(row.text) for row in asked]
         rows = []
-        for i, (text, answer) in enumerate(zip(texts, answers, strict=True)):
+        for i, (row, answer) in enumerate(zip(asked, answers, strict=True)):
             if not answer.empty:
-                prompt = self._prompt(text)
-                self._fits(len(prompt) + 1, f"text {i} of the batch with its answer")
-                rows.append(_Row(answer, prompt, len(prompt)))
+                self._fits(row.tokens + 1, f"text {i} of the batch with its answer")
+                rows.append(_Row(answer, list(row.input_ids), row.tokens))
         if rows:
             with torch.inference_mode():
                 self._decode(model, rows)

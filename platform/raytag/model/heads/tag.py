@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from raytag.errors import DataError, ModelError
-from raytag.model.heads import IGNORED, Batch, Encoded
+from raytag.model.heads import IGNORED, Asked, Batch, Encoded
 from raytag.model.settings import HeadName
 from raytag.text.spans import Entity, Example
 from raytag.text.words import words
@@ -61,7 +61,8 @@ class TagHead:
         foreign = sorted({entity.label for entity in example.entities} - set(self.labels))
         if foreign:
             raise DataError(f"example {example.id!r} has labels the head does not know: {foreign}")
-        input_ids, units = self._units(example.text)
+        (asked,) = self.ask([example.text])
+        input_ids, units = asked.input_ids, _units(asked)
         tags = [OUTSIDE] * len(units)
         for entity in example.entities:
             covered = [
@@ -105,29 +106,39 @@ class TagHead:
             reduction="sum",
         )
 
-    def length(self, text: str) -> int:
-        """How many tokens the text takes, those put around it included."""
-        return len(self._coded(text)["input_ids"])
+    def ask(self, texts: Sequence[str]) -> list[Asked]:
+        """The texts' tokens; what looks like a special token in them is text."""
+        if not texts:
+            return []
+        try:
+            coded = self.tokenizer(
+                list(texts), return_offsets_mapping=True, split_special_tokens=True
+            )
+        except TypeError as exc:  # what a tokenizer makes of text that UTF-8 cannot write
+            raise DataError("the text holds half a character (a lone surrogate)") from exc
+        rows = zip(texts, coded["input_ids"], coded["offset_mapping"], strict=True)
+        return [Asked(text, ids, offsets) for text, ids, offsets in rows]
 
     @torch.inference_mode()
-    def extract(self, model: nn.Module, texts: Sequence[str]) -> list[list[Entity]]:
+    def extract(self, model: nn.Module, asked: Sequence[Asked]) -> list[list[Entity]]:
         """The most probable valid labelling of each text.
 
-        An entity's score is the product of its words' label probabilities. Raises DataError for
-        a text with lone surrogates, ModelError for a model whose logits are not numbers.
+        An entity's score is the product of its words' label probabilities. Raises ModelError for
+        a model whose logits are not numbers.
         """
-        rows = [self._units(text) for text in texts]
+        units = [_units(row) for row in asked]
         # A text that tokenizers make nothing of may leave nothing to call the model with.
-        asked = [i for i, (_, units) in enumerate(rows) if any(u.token is not None for u in units)]
-        found: list[list[Entity]] = [[] for _ in texts]
-        if not asked:
+        told = [i for i, row in enumerate(units) if any(u.token is not None for u in row)]
+        found: list[list[Entity]] = [[] for _ in asked]
+        if not told:
             return found
-        encoded = [Encoded(ids, [IGNORED] * len(ids)) for ids, _ in (rows[i] for i in asked)]
-        batch = self.collate(encoded).to(next(model.parameters()).device)
+        rows = [asked[i].input_ids for i in told]
+        batch = self.collate([Encoded(ids, [IGNORED] * len(ids)) for ids in rows])
+        batch = batch.to(next(model.parameters()).device)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         probabilities = logits.float().log_softmax(-1).cpu().numpy()
-        for i, log_p in zip(asked, probabilities, strict=True):
-            found[i] = self._decode(rows[i][1], log_p)
+        for i, log_p in zip(told, probabilities, strict=True):
+            found[i] = self._decode(units[i], log_p)
         return found
 
     def _decode(self, units: list[Unit], log_p: NDArray[np.float32]) -> list[Entity]:
@@ -158,33 +169,22 @@ class TagHead:
             entities.append(Entity(units[first].start, units[i - 1].end, label, score))
         return entities
 
-    def _units(self, text: str) -> tuple[list[int], list[Unit]]:
-        """Token ids of the text, and its words with their first tokens."""
-        coded = self._coded(text)
-        spans = words(text)
-        tokens = [(i, a, b) for i, (a, b) in enumerate(coded["offset_mapping"]) if a < b]
-        units: list[Unit] = []
-        at = 0
-        for start, end in spans:
-            while at < len(tokens) and tokens[at][2] <= start:
-                at += 1
-            found = at < len(tokens) and tokens[at][1] < end
-            if found and units and tokens[at][1] < units[-1].end:
-                units[-1] = Unit(units[-1].start, end, units[-1].token)
-                continue
-            token = tokens[at][0] if found else None
-            units.append(Unit(start, end, token))
-        return list(coded["input_ids"]), units
 
-    def _coded(self, text: str) -> BatchEncoding:
-        """The text's tokens; what looks like a special token in it is text."""
-        try:
-            coded: BatchEncoding = self.tokenizer(
-                text, return_offsets_mapping=True, split_special_tokens=True
-            )
-        except TypeError as exc:  # what a tokenizer makes of text that UTF-8 cannot write
-            raise DataError("the text holds half a character (a lone surrogate)") from exc
-        return coded
+def _units(asked: Asked) -> list[Unit]:
+    """The words of a text with their first tokens."""
+    tokens = [(i, a, b) for i, (a, b) in enumerate(asked.offsets) if a < b]
+    units: list[Unit] = []
+    at = 0
+    for start, end in words(asked.text):
+        while at < len(tokens) and tokens[at][2] <= start:
+            at += 1
+        found = at < len(tokens) and tokens[at][1] < end
+        if found and units and tokens[at][1] < units[-1].end:
+            units[-1] = Unit(units[-1].start, end, units[-1].token)
+            continue
+        token = tokens[at][0] if found else None
+        units.append(Unit(start, end, token))
+    return units
 
 
 def best_tags(log_p: NDArray[np.float32]) -> list[int]:
