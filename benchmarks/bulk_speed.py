@@ -5,6 +5,7 @@
     python benchmarks/bulk_speed.py loop --model FOLDER       the same model and batches, no Ray
     python benchmarks/bulk_speed.py growth --model FOLDER     1, 4 and 16 times the corpus
     python benchmarks/bulk_speed.py spacy --model FOLDER      a CNN trained on the same sentences
+    python benchmarks/bulk_speed.py heads --model FOLDER --generate FOLDER    both heads
 
 FOLDER is a merged `tag` model of the news sample, as jobs/merge.py makes it, used in the dtype it
 was merged to. The corpus is made
@@ -357,7 +358,34 @@ def spacy_part(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def heads_part(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Both heads, trained on the same sentences of the same base, on the same documents."""
+    if arguments.generate is None:
+        raise SystemExit("heads needs --generate, a merged model with that head")
+    taggers = {"tag": tagger_of(model), "generate": tagger_of(arguments.generate)}
+    texts = documents(arguments.documents)
+    test = read_examples(str(NEWS / "test.jsonl")).examples
+
+    def timed(tagger: Tagger) -> float:
+        began = time.perf_counter()
+        tagger.tag(texts)
+        return len(texts) / (time.perf_counter() - began)
+
+    found = in_turns(
+        {head: (lambda tagger=tagger: timed(tagger)) for head, tagger in taggers.items()},  # type: ignore[misc]
+        arguments.rounds,
+        "tag",
+    )
+    gold = [example.entities for example in test]
+    f1 = {
+        head: score(gold, tagger.tag([example.text for example in test])).f1
+        for head, tagger in taggers.items()
+    }
+    return {"documents": len(texts), "words": words_in(texts), "test_f1": f1, **found}
+
+
 PARTS = {
+    "heads": heads_part,
     "pipeline": pipeline_part,
     "machine": machine_part,
     "loop": loop_part,
@@ -370,12 +398,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=sorted(PARTS))
     parser.add_argument("--model", type=Path, required=True, help="a merged tag model's folder")
+    parser.add_argument("--generate", type=Path, help="a merged generate model's folder")
     parser.add_argument("--documents", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shard", type=int, default=2000, help="documents in a shard")
     parser.add_argument("--batch", type=int, default=1, help="the pipeline's batch in `machine`")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a side has the threads it is given
     found = PARTS[arguments.part](arguments.model, arguments)
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     kept[f"{arguments.part}, {dtype_of(arguments.model)}"] = {**found, "machine": machine()}

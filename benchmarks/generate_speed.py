@@ -4,13 +4,16 @@
     python benchmarks/generate_speed.py --adapter FOLDER      # one trained by sample_generate.yaml
     python benchmarks/generate_speed.py --adapter FOLDER --unmerged
 
-Three sides answer the same prompts about the news sample's test sentences, with the same model in
-one process on one thread, in the same batches of sentences sorted by length:
+Four sides answer the same prompts about the news sample's test sentences, with the same model in
+one process on one thread, in the same batches of sentences, sorted by length where not said
+otherwise:
 
     raytag                 GenerateHead.extract
     generate               model.generate, greedy, with its cache, until the end of sequence or the
                            longest gold answer's tokens; what it names that the text does not say
                            is dropped
+    generate, as written   the same as a user who does not know the gold would write it: prompts as
+                           they come, up to 128 tokens
     generate, constrained  the same, held to the same grammar by ``prefix_allowed_tokens_fn``
 
 First each side tries all batch sizes; then they take turns in the batch size that was best for
@@ -20,13 +23,14 @@ First each side tries all batch sizes; then they take turns in the batch size th
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +48,14 @@ from raytag.text.spans import Entity, Example
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "generate_speed.json"
-OURS, PLAIN, HELD = SIDES = ("raytag", "generate", "generate, constrained")
+OURS, PLAIN, WRITTEN, HELD = SIDES = (
+    "raytag",
+    "generate",
+    "generate, as written",
+    "generate, constrained",
+)
+USUAL = 128
+"""Tokens that a user allows for an answer."""
 SIZES = (8, 16, 32, 64)
 
 
@@ -60,6 +71,9 @@ class Task:
 
     def run(self, side: str, size: int) -> "Run":
         """Answer everything once in batches of ``size``."""
+        if side == WRITTEN:
+            mixed = random.Random(0).sample(self.examples, len(self.examples))
+            return replace(self, examples=mixed, longest=USUAL).run(PLAIN, size)
         answer = {OURS: self._ours, PLAIN: self._plain, HELD: self._held}[side]
         wall, cpu = time.perf_counter(), time.process_time()
         found: list[list[Entity]] = []
@@ -185,8 +199,8 @@ def measure(task: Task, rounds: int) -> dict[str, Any]:
     for turn in range(rounds):
         loads.append(os.getloadavg()[0])
         # Each round begins with another side, so that none always follows the same one.
-        for side in (*SIDES[turn % 3 :], *SIDES[: turn % 3]):
-            size = best[side] if side == HELD else best[PLAIN]
+        for side in (*SIDES[turn % 4 :], *SIDES[: turn % 4]):
+            size = best[PLAIN] if side == OURS else best[side]
             runs[side].append(task.run(side, size))
         runs[f"{OURS}, own best"].append(task.run(OURS, best[OURS]))
         print(
@@ -208,7 +222,7 @@ def measure(task: Task, rounds: int) -> dict[str, Any]:
                 a / b for a, b in zip(found[ours][what], found[theirs][what], strict=True)
             )
             for ours in (OURS, f"{OURS}, own best")
-            for theirs in (PLAIN, HELD)
+            for theirs in (PLAIN, WRITTEN, HELD)
         }
     return found
 

@@ -51,6 +51,17 @@ def test_listing_is_whole_sorted_and_of_one_folder_only(top: str) -> None:
     assert storage.list_files(storage.join(top, "none")) == []
 
 
+def test_names_are_those_directly_in_a_folder_and_no_more_are_asked_for_than_taken(
+    top: str,
+) -> None:
+    for name in ("b/2", "b/10", "b/c/d", "b/c/e", "b/f/g", "bb/x", "a"):
+        storage.write_bytes(storage.join(top, name), b"")
+    assert list(storage.names(storage.join(top, "b"))) == ["10", "2", "c/", "f/"]
+    assert list(storage.names(storage.join(top, "b"), page=1)) == ["10", "2", "c/", "f/"]
+    assert next(storage.names(f"{top}/", page=1)) == "a"
+    assert list(storage.names(storage.join(top, "none"))) == []
+
+
 def test_an_entry_says_size_and_version(top: str) -> None:
     for name, data in {"b": b"two", "a/x": b"one"}.items():
         storage.write_bytes(storage.join(top, name), data)

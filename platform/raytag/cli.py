@@ -12,14 +12,21 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raytag import storage
 from raytag.errors import RaytagError, SettingsError
 
+if TYPE_CHECKING:
+    from raytag.bulk.settings import TagSettings
+    from raytag.model.settings import MergeSettings
+    from raytag.train.evaluate import EvaluateSettings
+
 Settings = TypeVar("Settings")
+Named = TypeVar("Named", "TagSettings", "EvaluateSettings", "MergeSettings")
 
 
 def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) -> Settings:
@@ -75,12 +82,29 @@ def finetune(arguments: Sequence[str]) -> int:
     return 0
 
 
+def finetune_fleet(arguments: Sequence[str]) -> int:
+    """Train the adapters of many tenants and domains."""
+    from raytag.train.fleet_settings import FleetSettings
+
+    settings = read_settings(FleetSettings, arguments, "finetune_fleet.py")
+    from raytag.train.fleet import train_fleet
+
+    results = train_fleet(settings)
+    failed = [result for result in results if result.state == "failed"]
+    if failed:
+        raise RaytagError(
+            f"{len(failed)} of {len(results)} adapters failed, {failed[0].name} because: "
+            f"{failed[0].reason}; the same command tries those again"
+        )
+    return 0
+
+
 def evaluate(arguments: Sequence[str]) -> int:
     """Score an adapter on annotated text."""
     from raytag.train.evaluate import EvaluateSettings
     from raytag.train.evaluate import evaluate as score
 
-    settings = read_settings(EvaluateSettings, arguments, "evaluate.py")
+    settings = _located(read_settings(EvaluateSettings, arguments, "evaluate.py"), "adapter")
     from raytag.report.terminal import print_report
 
     print_report(score(settings))
@@ -93,7 +117,7 @@ def merge(arguments: Sequence[str]) -> int:
     """Make one model of an adapter and its base."""
     from raytag.model.settings import MergeSettings
 
-    settings = read_settings(MergeSettings, arguments, "merge.py")
+    settings = _located(read_settings(MergeSettings, arguments, "merge.py"), "adapter")
     from raytag.cluster import check_output
     from raytag.model.merge import merge_adapter
 
@@ -110,7 +134,7 @@ def tag(arguments: Sequence[str]) -> int:
     """Tag a corpus, each document exactly once."""
     from raytag.bulk.settings import TagSettings
 
-    settings = read_settings(TagSettings, arguments, "tag.py")
+    settings = _located(read_settings(TagSettings, arguments, "tag.py"), "model")
     from raytag.bulk.tag import tag as tag_corpus
     from raytag.report.tagged import print_summary
 
@@ -161,12 +185,21 @@ def show(arguments: Sequence[str]) -> int:
     return 0
 
 
-VERBS = {verb.__name__: verb for verb in (finetune, evaluate, merge, tag, show)}
+def registry(arguments: Sequence[str]) -> int:
+    """Keep adapters of many tenants: publish, list, promote, roll back."""
+    from raytag.registry.verbs import main as do_verb
+
+    return do_verb(arguments, registry.__doc__)
+
+
+VERBS = {
+    verb.__name__: verb for verb in (finetune, finetune_fleet, evaluate, merge, tag, show, registry)
+}
 
 
 def main() -> int:
     """``raytag VERB …``."""
-    verbs = "".join(f"  {name:9} {verb.__doc__}\n" for name, verb in VERBS.items())
+    verbs = "".join(f"  {name:15} {verb.__doc__}\n" for name, verb in VERBS.items())
     parser = argparse.ArgumentParser(
         prog="raytag",
         usage="raytag VERB …",
@@ -176,6 +209,17 @@ def main() -> int:
     parser.add_argument("verb", choices=VERBS)
     verb = parser.parse_args(sys.argv[1:2]).verb
     return run(VERBS[verb], sys.argv[2:])
+
+
+def _located(settings: Named, name: str) -> Named:
+    """With its folder in the place of a ``tenant/domain@version``, which is said."""
+    from raytag.registry.registry import located
+
+    called, folder = located(getattr(settings, name), settings.registry)
+    if called != folder:
+        print(f"{name}: {called}")
+    changed: Any = {name: folder}
+    return replace(settings, **changed)
 
 
 def _underscored(argument: str) -> str:

@@ -31,6 +31,8 @@ def connect(program: str) -> None:
                     # A thread that waits for another must not keep it from running: on a busy
                     # machine OpenMP's spinning makes two threads slower than one.
                     "OMP_WAIT_POLICY": "PASSIVE",
+                    # Its tokens are made by the threads that an actor was given.
+                    "TOKENIZERS_PARALLELISM": "false",
                     # A user is told of a wrong address soon; hours of work wait for a store to
                     # come back, half a minute or more.
                     "AWS_MAX_ATTEMPTS": os.environ.get("AWS_MAX_ATTEMPTS", "12"),

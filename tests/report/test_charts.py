@@ -32,6 +32,12 @@ def test_no_finite_point_no_chart() -> None:
     assert "inf" not in one.lines[0].path
 
 
+def test_rates_of_next_to_nothing_are_drawn() -> None:
+    drawn = chart([("B", [(1, 0.0), (2, 1.6e-29)])], x_range=(1, 2), y_range=(0, 0))
+    assert drawn is not None
+    assert drawn.y_ticks[0].at < drawn.y_ticks[-1].at
+
+
 def test_number() -> None:
     assert number(0.0005) == "0.0005"
     assert number(0.00002) == "2e-5"

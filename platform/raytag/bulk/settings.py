@@ -19,7 +19,9 @@ class TagSettings:
     output: str
     """Folder for the entities and their manifest, local or s3://."""
     model: str
-    """Folder of a merged model or of an adapter, local or s3://."""
+    """A merged model or an adapter: a folder, local or s3://, or tenant/domain@version."""
+    registry: str = "registry"
+    """The registry that versions are in, a folder or s3:// prefix."""
     base: str | None = None
     """Where an adapter's base model is, if elsewhere than its card says."""
     load_in: Literal["auto", "fp32", "bf16"] = "auto"

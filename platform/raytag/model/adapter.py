@@ -12,6 +12,7 @@ whose the adapter is or which version: that stands in the registry's record.
 A merged model's folder (``merge.py``) holds the same card, saying what was merged.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ import torch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -61,6 +62,8 @@ class AdapterCard:
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
+    parent: Mapping[str, Any] | None = None
+    """The adapter it began from, by name and the SHA-256 of its weights; None for a fresh one."""
     merged: Mapping[str, Any] | None = None
     """In a merged model's folder what was merged and how well it went; None in an adapter's."""
     format: int = CARD_FORMAT
@@ -104,6 +107,65 @@ class AdapterCard:
 def card_json(card: AdapterCard) -> str:
     """The text of card.json."""
     return json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """An adapter that another begins from."""
+
+    name: str
+    """The version or folder it was read from."""
+    card: AdapterCard
+    tensors: Mapping[str, Tensor]
+    """By their names in its file."""
+    fingerprint: str
+    """SHA-256 of its weights' file."""
+    version: str | None = None
+    """What a registry calls it, if it is from one."""
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """What a card says of it."""
+        return {"name": self.name, "weights": self.fingerprint}
+
+    @classmethod
+    def read(cls, folder: Path, name: str, version: str | None = None) -> "Parent":
+        """Raises ModelError where the folder is no adapter."""
+        card = AdapterCard.read(folder)
+        try:
+            data = (folder / WEIGHTS).read_bytes()
+            tensors = load(data)
+        except (OSError, SafetensorError) as exc:
+            raise ModelError(f"{name}: its {WEIGHTS} cannot be read: {exc}") from exc
+        digest = hashlib.sha256(data).hexdigest()
+        return cls(name=name, card=card, tensors=tensors, fingerprint=digest, version=version)
+
+
+def begin_from(model: PeftModel, parent: Parent, labels: tuple[str, ...]) -> None:
+    """Give a fresh adapter its parent's weights, in place.
+
+    A tagging head keeps the parent's rows of the ``labels`` both know, and its fresh ones of the
+    others. Raises ModelError where the two adapters are not of one shape.
+    """
+    classes = output_names(parent.card.head, labels)
+    theirs_at = {
+        name: row for row, name in enumerate(output_names(parent.card.head, parent.card.labels))
+    }
+    own = _adapters_own(model)
+    if own.keys() != parent.tensors.keys():
+        odd = sorted(own.keys() ^ parent.tensors.keys())[0]
+        raise ModelError(f"{parent.name} adapts other layers ({odd}); give it the same --targets")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            theirs = parent.tensors[name]
+            if ".lora_" not in name:
+                for row, label in enumerate(classes):
+                    if label in theirs_at:
+                        tensor[row].copy_(theirs[theirs_at[label]])
+            elif tensor.shape != theirs.shape:
+                raise ModelError(f"{parent.name} has another rank; give it as --rank")
+            else:
+                tensor.copy_(theirs)
 
 
 @dataclass(frozen=True, kw_only=True)

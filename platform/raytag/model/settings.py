@@ -60,9 +60,11 @@ class MergeSettings:
     """Make one model of an adapter and its base, in full precision, on this machine."""
 
     adapter: str
-    """Folder of the adapter, local or s3://."""
+    """The adapter: a folder, local or s3://, or tenant/domain@version."""
     output: str
     """Folder for the merged model, local or s3://; it must be empty."""
+    registry: str = "registry"
+    """The registry that versions are in, a folder or s3:// prefix."""
     base: str | None = None
     """Where the base model is, if elsewhere than the adapter's card says."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"

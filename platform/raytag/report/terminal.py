@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -233,6 +235,85 @@ class TaggingProgress(_ProgressLine):
         if seconds_left is not None:
             facts.append(f"{duration(seconds_left)} left")
         self._show(documents, total, facts)
+
+
+@dataclass
+class _FleetRow:
+    state: str = "waiting"
+    step: str = ""
+    f1: float | None = None
+    said: str = ""
+
+
+class FleetTable:
+    """Many trainings at once: a live table on a terminal, a line for each change in a log.
+
+    Used as a context manager; at its end the whole table is printed.
+    """
+
+    def __init__(self, names: Sequence[str], console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._rows = {name: _FleetRow() for name in names}
+        self._live = Live(console=self._console, transient=True, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+        self._console.print(self._table(self._rows))
+
+    def step(self, name: str, step: int, total_steps: int, dev_f1: float | None) -> None:
+        """Say that a training has come this far."""
+        row = self._rows[name]
+        row.step = f"{step}/{total_steps}"
+        if dev_f1 is not None:
+            row.f1 = dev_f1
+        self._refresh()
+
+    def show(self, name: str, state: str, *, f1: float | None = None, said: str = "") -> None:
+        """Say what became of one: ``f1`` its score, ``said`` its version or why it failed."""
+        row = self._rows[name]
+        row.state, row.said = state, said
+        row.f1 = f1 if f1 is not None else row.f1
+        if not self._console.is_terminal:
+            scored = "" if f1 is None else f"F1 {f1:.3f}  "
+            line = f"{self._done():{len(self._count)}}/{self._count} {name} {state}  {scored}{said}"
+            self._console.print(line.rstrip(), markup=False, soft_wrap=True)
+            self._console.file.flush()
+        self._refresh()
+
+    @property
+    def _count(self) -> str:
+        return str(len(self._rows))
+
+    def _done(self) -> int:
+        return sum(row.state not in ("waiting", "training") for row in self._rows.values())
+
+    def _refresh(self) -> None:
+        if self._live.is_started:
+            going = {name: row for name, row in self._rows.items() if row.state == "training"}
+            self._live.update(self._table(going), refresh=True)
+
+    def _table(self, rows: Mapping[str, _FleetRow]) -> Table:
+        title = Text(f"{self._done()} of {self._count} done")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE)
+        for name in ("adapter", "state"):
+            table.add_column(name, no_wrap=True)
+        for name in ("step", "F1"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("", overflow="fold")
+        for name, row in rows.items():
+            f1 = "" if row.f1 is None else f"{row.f1:.3f}"
+            table.add_row(name, row.state, row.step, f1, Text(visible(row.said)))
+        return table
 
 
 def duration(seconds: float) -> str:

@@ -33,11 +33,13 @@ class EvaluateSettings:
     """Score an adapter on annotated text: strict, entity level, over character offsets."""
 
     adapter: str
-    """Folder of the adapter, local or s3://."""
+    """The adapter: a folder, local or s3://, or tenant/domain@version."""
     data: str
     """Annotated text: file, folder or data set, local or s3://."""
     output: str | None = None
     """Folder for report.html, report.json and predictions; only printed if not given."""
+    registry: str = "registry"
+    """The registry that versions are in, a folder or s3:// prefix."""
     base: str | None = None
     """Where the base model is, if elsewhere than the adapter's card says."""
     load_in: LoadIn | None = None

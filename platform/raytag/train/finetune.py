@@ -29,9 +29,11 @@ from raytag.cluster import check_output, check_reach, connect, nodes
 from raytag.errors import ResourceError, SettingsError
 from raytag.model.adapter import output_names
 from raytag.model.base import Base, find_base, head_config
+from raytag.registry.records import Version
 from raytag.report.content import from_json
 from raytag.train.data import FREE, TrainingData, gather, settings_fingerprint
 from raytag.train.follow import Follower, Mailbox, check_mlflow
+from raytag.train.lineage import begun_from, read_parent, register
 from raytag.train.memory import GIB, MemoryNeed, memory_need
 from raytag.train.publish import Published, publish
 from raytag.train.settings import FinetuneSettings
@@ -49,6 +51,8 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     base = find_base(settings.base, settings.revision)
     head_config(base, settings.head, ())
     data = gather(settings)
+    weights = base.fingerprint()
+    parent = read_parent(settings, weights)
     for note in data.notes:
         print(note)
     connect("finetune.py")
@@ -61,9 +65,9 @@ def finetune(settings: FinetuneSettings) -> Published | None:
         print(f"  {available / GIB:8.2f} GiB  there")
     if settings.dry_run:
         return None
-    weights = base.fingerprint()
-    run = settings_fingerprint(asdict(settings), data.fingerprint(), weights)
+    run = settings_fingerprint(asdict(settings), data.fingerprint(), begun_from(weights, parent))
     if not _claim(settings, run):
+        _say_version(register(settings, data, run, parent))
         return None
     data.write(storage.join(settings.output, "data"))
     job = TrainJob(
@@ -77,6 +81,7 @@ def finetune(settings: FinetuneSettings) -> Published | None:
         window=data.window,
         run=run,
         base_fingerprint=weights,
+        parent=parent,
     )
     driver = {
         "start driver": started - psutil.Process().create_time(),
@@ -84,8 +89,14 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     }
     outcome = _train(job, device)
     published = publish(settings, data, outcome, driver)
+    _say_version(register(settings, data, run, parent))
     storage.remove_folder(storage.join(settings.output, "checkpoints"))
     return published
+
+
+def _say_version(version: Version | None) -> None:
+    if version is not None:
+        print(f"version: {version}")
 
 
 def _claim(settings: FinetuneSettings, run: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from raytag.errors import SettingsError
 from raytag.model.settings import HeadName, LoadIn, LoraPlusSettings, LoraSettings
+from raytag.registry.names import check_name
 from raytag.text.formats import Format
 from raytag.text.prompt import INSTRUCTION, ask
 
@@ -31,6 +32,14 @@ class FinetuneSettings:
     """Held-out text to score; split off train if not given."""
     revision: str | None = None
     """Revision of the base on the hub."""
+    tenant: str | None = None
+    """Whose adapter it is: with a domain, it is published to the registry."""
+    domain: str | None = None
+    """What the adapter is for: the registry holds TENANT/DOMAIN@1, @2 and so on."""
+    registry: str = "registry"
+    """The registry of adapters, a folder or s3:// prefix."""
+    warm_start: str | None = None
+    """Begin from an adapter: tenant/domain@version, @alias, or a folder."""
     load_in: LoadIn = "auto"
     """Precision of the base: fp32, bf16, 8bit, 4bit; auto is bf16 on a GPU, fp32 elsewhere."""
     head: HeadName = "tag"
@@ -134,6 +143,11 @@ class FinetuneSettings:
             raise SettingsError("dev_share and test_share leave nothing to train on")
         if not self.output:
             raise SettingsError("output is empty; name a folder or s3:// prefix")
+        if (self.tenant is None) != (self.domain is None):
+            raise SettingsError("--tenant and --domain go together; give both or neither")
+        if self.tenant is not None and self.domain is not None:
+            check_name("tenant", self.tenant)
+            check_name("domain", self.domain)
         ask("", self.instruction)
         self.lora  # noqa: B018 - the shape's and rates' own checks
         self.lora_plus  # noqa: B018

@@ -18,13 +18,17 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from ray.actor import ActorHandle
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from raytag import storage
 from raytag.errors import RaytagError, StorageError
 from raytag.model.adapter import (
     AdapterCard,
+    Parent,
+    begin_from,
     context,
     make_head,
     output_names,
@@ -46,6 +50,7 @@ from raytag.train.checkpoint import (
     save_checkpoint,
 )
 from raytag.train.loop import Loop
+from raytag.train.plan import Plan
 from raytag.train.settings import FinetuneSettings
 
 JOINED = 4
@@ -69,6 +74,8 @@ class TrainJob:
     run: str
     """Fingerprint of base, data and settings: whose checkpoints these are."""
     base_fingerprint: str
+    parent: Parent | None = None
+    """What the adapter begins from, if not from nothing."""
 
     @property
     def checkpoints(self) -> str:
@@ -127,7 +134,7 @@ class Worker:
         self._clock.phase("start workers")
         self._load_alike()
         self._clock.phase("score untrained")
-        # Adapters begin as nothing, so before the first step this is the base itself.
+        # An adapter without a parent begins as nothing: this is the base itself.
         untrained = self._predict(self._job.test) if self._settings.score_untrained else None
         self._clock.phase("prepare")
         self._build()
@@ -169,6 +176,8 @@ class Worker:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         self._model = add_adapter(model, settings.head, settings.lora)
+        if self._job.parent is not None:
+            begin_from(self._model, self._job.parent, self._job.labels)
         if settings.dropout == 0:
             # "No dropout" means none, the base's own included.
             for module in self._model.modules():
@@ -224,7 +233,7 @@ class Worker:
             progress.stepping += time.monotonic() - since
             progress.step += 1
             progress.seconds = record["seconds"] = before + time.monotonic() - begun
-            if self._judged and self._due(settings.eval_every):
+            if judged(self._job.dev) and self._due(settings.eval_every):
                 record["dev_f1"] = self._evaluate()
             progress.history.append(record)
             self._send("step", {**record, "total_steps": total})
@@ -232,13 +241,7 @@ class Worker:
                 self._save()
 
     def _due(self, every: int) -> bool:
-        plan, step = self._loop.plan, self._progress.step
-        return step % (every or plan.steps_per_epoch) == 0 or step == plan.total_steps
-
-    @property
-    def _judged(self) -> bool:
-        """Whether dev can tell one set of weights from another."""
-        return any(example.entities for example in self._job.dev)
+        return due(self._progress.step, every, self._loop.plan)
 
     def _evaluate(self) -> float:
         """Dev F1 now; remembers the weights if they are the best so far."""
@@ -269,14 +272,7 @@ class Worker:
         Workers share the work, but under ZeRO-3, where the model can only be called by all of
         them at once, each does all of it.
         """
-        tagger = Tagger(
-            model=self._asked,
-            head=self._head,
-            window=self._job.window,
-            max_tokens=self._limit,
-            batch_tokens=self._settings.batch_tokens,
-            threshold=self._settings.threshold,
-        )
+        tagger = tagger_for(self._job, self._asked, self._head, self._limit)
         texts = [example.text for example in examples]
         if self._workers == 1 or self._job.zero == 3:
             return tagger.tag(texts)
@@ -296,69 +292,104 @@ class Worker:
         predictions["test_documents"] = self._predict(join_examples(job.test, JOINED))
         if untrained is not None:
             predictions["untrained"] = untrained
-        peak = torch.tensor(_peak_memory(self._device), dtype=torch.float64, device=self._device)
+        peak = torch.tensor(peak_memory(self._device), dtype=torch.float64, device=self._device)
         dist.all_reduce(peak, dist.ReduceOp.MAX)
         self._clock.phase("save")
         if self._first:
             splits = {"train": job.train, "dev": job.dev, "test": job.test}
-            card = self._card()
+            card = card_for(job)
             self._send(
                 "outcome",
                 Outcome(
-                    adapter=self._adapter_files(weights, card),
+                    adapter=adapter_files(self._model, weights, self._base, self._tokenizer, card),
                     card=card,
                     predictions=predictions,
-                    lost={name: self._lost(examples) for name, examples in splits.items()},
+                    lost={
+                        name: count_lost(self._head, examples) for name, examples in splits.items()
+                    },
                     progress=self._progress,
                     seconds=self._clock.seconds(),
                     peak_memory_bytes=int(peak),
-                    device=_device_name(self._device),
+                    device=device_name(self._device),
                     workers=self._workers,
                     zero=job.zero,
                 ),
             )
-
-    def _lost(self, examples: Sequence[Example]) -> int:
-        """Gold entities that the head cannot express, those of labels it never saw included."""
-        known = [
-            Example(e.id, e.text, tuple(x for x in e.entities if x.label in self._job.labels))
-            for e in examples
-        ]
-        foreign = sum(len(e.entities) for e in examples) - sum(len(e.entities) for e in known)
-        if self._head.name == "generate":
-            return foreign + sum(ceiling(known).lost.values())
-        return foreign + sum(self._head.encode(example).lost for example in known)
-
-    def _card(self) -> AdapterCard:
-        settings = self._settings
-        return AdapterCard(
-            head=settings.head,
-            labels=self._job.labels,
-            base=settings.base,
-            revision=settings.revision,
-            base_fingerprint=self._job.base_fingerprint,
-            load_in=resolve_load_in(settings.load_in),
-            window=self._job.window,
-            instruction=settings.instruction,
-        )
-
-    def _adapter_files(self, weights: Mapping[str, Tensor], card: AdapterCard) -> dict[str, bytes]:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder)
-            save_adapter(path, self._model, weights, self._base, self._tokenizer, card)
-            return {file.name: file.read_bytes() for file in path.iterdir()}
 
     def _send(self, kind: str, content: Any) -> None:
         if self._mailbox is not None:
             ray.get(self._mailbox.put.remote(kind, content))
 
 
+def due(step: int, every: int, plan: Plan) -> bool:
+    """Whether after ``step`` steps it is time for what is done every so many, 0 for an epoch."""
+    return step % (every or plan.steps_per_epoch) == 0 or step == plan.total_steps
+
+
+def judged(dev: Sequence[Example]) -> bool:
+    """Whether dev can tell one set of weights from another."""
+    return any(example.entities for example in dev)
+
+
+def tagger_for(job: TrainJob, model: nn.Module, head: Head, limit: int) -> Tagger:
+    """What a job's model is scored by; ``limit`` is the most tokens it takes."""
+    return Tagger(
+        model=model,
+        head=head,
+        window=job.window,
+        max_tokens=limit,
+        batch_tokens=job.settings.batch_tokens,
+        threshold=job.settings.threshold,
+    )
+
+
+def count_lost(head: Head, examples: Sequence[Example]) -> int:
+    """Gold entities that the head cannot express, those of labels it never saw included."""
+    known = [
+        Example(e.id, e.text, tuple(x for x in e.entities if x.label in head.labels))
+        for e in examples
+    ]
+    foreign = sum(len(e.entities) for e in examples) - sum(len(e.entities) for e in known)
+    if head.name == "generate":
+        return foreign + sum(ceiling(known).lost.values())
+    return foreign + sum(head.encode(example).lost for example in known)
+
+
+def card_for(job: TrainJob) -> AdapterCard:
+    settings = job.settings
+    return AdapterCard(
+        head=settings.head,
+        labels=job.labels,
+        base=settings.base,
+        revision=settings.revision,
+        base_fingerprint=job.base_fingerprint,
+        load_in=resolve_load_in(settings.load_in),
+        window=job.window,
+        instruction=settings.instruction,
+        parent=job.parent.lineage if job.parent else None,
+    )
+
+
+def adapter_files(
+    model: PeftModel,
+    weights: Mapping[str, Tensor],
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    card: AdapterCard,
+) -> dict[str, bytes]:
+    """What ``save_adapter`` writes, by file name."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        save_adapter(path, model, weights, base, tokenizer, card)
+        return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
 class Phases:
     """Wall-clock seconds by phase; the first one began when the driver said."""
 
-    def __init__(self, started: float) -> None:
+    def __init__(self, started: float, first: str = "schedule workers") -> None:
         self._seconds: dict[str, float] = {}
-        self._name = "schedule workers"
+        self._name = first
         self._since = started
 
     def phase(self, name: str) -> None:
@@ -376,11 +407,11 @@ def _device() -> torch.device:
     return device
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
