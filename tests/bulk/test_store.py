@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import os
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
 
+from deaths import killed_at
 from raytag import storage
 from raytag.bulk.corpus import Columns, CorpusFile, Stretch
 from raytag.bulk.store import (
@@ -79,32 +77,11 @@ def check_reader(output: str) -> bool:
     return True
 
 
-def killed_at(step: int, events: set[str], do: Callable[[], Any]) -> bool:
-    """Do it in a process that is killed before its ``step``-th such event; whether it was."""
-    child = os.fork()
-    if child == 0:
-        left = [step]
-
-        def watch(event: str, _: tuple[Any, ...]) -> None:
-            if event in events:
-                left[0] -= 1
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(watch)
-        try:
-            do()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
-
-
-def killed_at_every_step(folder: Callable[[int], str], events: set[str]) -> None:
+def killed_at_every_step(folder: Callable[[int], str]) -> None:
     seen = set()
     for step in range(100):
         output = folder(step)
-        was_killed = killed_at(step, events, lambda output=output: work(output))  # type: ignore[misc]
+        was_killed = killed_at(step, output, lambda output=output: work(output))  # type: ignore[misc]
         seen.add(check_reader(output))
         work(output)
         assert check_reader(output)
@@ -123,13 +100,12 @@ def killed_at_every_step(folder: Callable[[int], str], events: set[str]) -> None
 
 
 def test_killed_at_every_step_of_a_commit_on_a_disk(tmp_path: Path) -> None:
-    events = {"open", "os.rename", "os.link", "os.remove", "os.mkdir"}
-    killed_at_every_step(lambda step: str(tmp_path / str(step)), events)
+    killed_at_every_step(lambda step: str(tmp_path / str(step)))
 
 
 def test_killed_at_every_request_of_a_commit_on_s3(s3: "S3Client") -> None:
     s3.create_bucket(Bucket="commits")
-    killed_at_every_step(lambda step: f"s3://commits/{step}", {"http.client.send"})
+    killed_at_every_step(lambda step: f"s3://commits/{step}")
 
 
 def test_of_two_that_tag_a_shard_the_first_counts(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
-"""What the tests of the registry share: adapters that cost nothing, and sudden deaths."""
+"""What the tests of the registry share: adapters that cost nothing, and many at once."""
 
-import os
-import signal
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +12,6 @@ from safetensors.numpy import save_file
 from raytag.errors import RaytagError
 from raytag.model.adapter import CARD, WEIGHTS, AdapterCard, card_json
 from raytag.text.score import Score, Scores
-
-DISK_EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir"}
-S3_EVENTS = {"http.client.send"}
 
 
 def write_adapter(folder: Path, f1: tuple[int, int] = (6, 2), **settings: Any) -> str:
@@ -40,29 +34,6 @@ def write_adapter(folder: Path, f1: tuple[int, int] = (6, 2), **settings: Any) -
     save_file({"weight": np.arange(4.0)}, folder / WEIGHTS)
     (folder / CARD).write_text(card_json(card))
     return str(folder)
-
-
-def killed_at(step: int, root: str, do: Callable[[], Any]) -> bool:
-    """Do it in a process that is killed before its ``step``-th file operation or request;
-    whether it was."""
-    events = S3_EVENTS if "://" in root else DISK_EVENTS
-    child = os.fork()
-    if child == 0:
-        left = [step]
-
-        def watch(event: str, _: tuple[Any, ...]) -> None:
-            if event in events:
-                left[0] -= 1
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(watch)
-        try:
-            do()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
 
 
 def at_once(*works: Callable[[], Any]) -> list[Any]:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from registry_cases import killed_at
 
+from deaths import killed_at
 from raytag import storage
 from raytag.registry.layout import Domain
 from raytag.registry.probe import check_store

@@ -59,7 +59,7 @@ def _run(cluster: LocalCluster, command: Sequence[str]) -> "subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("place", ["disk", "s3"])
+@pytest.mark.parametrize("place", ["disk", pytest.param("s3", marks=pytest.mark.slow)])
 def test_of_six_one_fails_and_five_are_published_once_though_the_driver_dies_twice(
     cluster: LocalCluster, s3: "S3Client", base: Path, data: Path, tmp_path: Path, place: str
 ) -> None:

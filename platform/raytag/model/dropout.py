@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_MOST = 0.2
+MOST_SPARSE = 0.2
 """Above this share a draw per element is cheaper."""
 
 
@@ -24,7 +24,7 @@ class SparseDropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return input
-        if input.device.type != "cpu" or self.p > _MOST:
+        if input.device.type != "cpu" or self.p > MOST_SPARSE:
             return super().forward(input)
         dropped: Tensor = _Drop.apply(input, self.p)  # type: ignore[no-untyped-call]
         return dropped

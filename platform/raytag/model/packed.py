@@ -48,7 +48,7 @@ from raytag.model.adapter import (
     token_limit,
 )
 from raytag.model.base import Base, head_config, load_model, load_tokenizer
-from raytag.model.dropout import _MOST, dropped_places
+from raytag.model.dropout import MOST_SPARSE, dropped_places
 from raytag.model.heads import Batch, Head
 from raytag.model.heads.generate import GenerateHead
 from raytag.model.heads.tag import TagHead
@@ -424,7 +424,7 @@ class _Mixture:
 
     def _places(self, count: int, rate: float) -> Tensor:
         """What SparseDropout would drop of so many values in a row."""
-        if self._device.type == "cpu" and rate <= _MOST:
+        if self._device.type == "cpu" and rate <= MOST_SPARSE:
             return dropped_places(count, rate)
         return (dropout(torch.ones(count, device=self._device), rate) == 0).nonzero().flatten()
 
