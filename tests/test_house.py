@@ -22,7 +22,12 @@ BELOW = {
     "registry": {"errors", "storage", "text", "report", "model"},
     "train": {"errors", "storage", "text", "report", "model", "registry", "cluster"},
     "bulk": {"errors", "storage", "text", "report", "model", "registry", "cluster"},
-    "serve": {"errors", "storage", "text", "report", "model", "registry", "cluster"},
+    "serve": {
+        *("errors", "storage", "text", "report", "model", "registry"),
+        *("cluster", "arguments"),
+    },
+    "arguments": {"errors"},
+    "client": {"errors", "text", "registry"},
     "cluster": {"errors"},
     "local": {"errors"},
 }

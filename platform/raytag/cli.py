@@ -10,6 +10,7 @@ What all of them share: settings from YAML and flags, errors as one line, and th
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raytag import storage
+from raytag.arguments import read_settings
 from raytag.errors import RaytagError, SettingsError
 
 if TYPE_CHECKING:
@@ -25,29 +27,7 @@ if TYPE_CHECKING:
     from raytag.model.settings import MergeSettings
     from raytag.train.evaluate import EvaluateSettings
 
-Settings = TypeVar("Settings")
 Named = TypeVar("Named", "TagSettings", "EvaluateSettings", "MergeSettings")
-
-
-def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) -> Settings:
-    """Settings from ``--config FILE.yaml`` with flags over it; ``--a-flag`` equals ``--a_flag``.
-
-    Raises SettingsError for an unknown key, a value of the wrong type, or a contradiction.
-    """
-    import jsonargparse
-
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        prog=program, description=kind.__doc__, exit_on_error=False
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
-    parser.add_class_arguments(kind, as_group=False)
-    try:
-        parsed = parser.parse_args([_underscored(argument) for argument in arguments])
-        del parsed["config"]
-        return kind(**parsed.as_dict())
-    except jsonargparse.ArgumentError as exc:
-        raise SettingsError(f"{_first_line(exc)} (--help lists the settings)") from exc
 
 
 def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
@@ -192,8 +172,35 @@ def registry(arguments: Sequence[str]) -> int:
     return do_verb(arguments, registry.__doc__)
 
 
+def keys(arguments: Sequence[str]) -> int:
+    """Make, list and revoke the API keys of tenants."""
+    from raytag.serve.key_verbs import main as do_verb
+
+    return do_verb(arguments, keys.__doc__)
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Serve the adapters of all tenants over HTTP."""
+    from raytag.serve.settings import ServeSettings
+
+    settings = read_settings(ServeSettings, arguments, "serve.py")
+    if "RAY_ADDRESS" not in os.environ:
+        # On a laptop there is no cluster to submit to: one of its own, for as long as it serves.
+        from raytag.local import main as run_beside_cluster
+
+        return run_beside_cluster(["--", sys.executable, *sys.argv])
+    from raytag.serve.app import run as serve_until_stopped
+
+    serve_until_stopped(settings)
+    return 0
+
+
 VERBS = {
-    verb.__name__: verb for verb in (finetune, finetune_fleet, evaluate, merge, tag, show, registry)
+    verb.__name__: verb
+    for verb in (
+        *(finetune, finetune_fleet, evaluate, merge, tag, show),
+        *(registry, keys, serve),
+    )
 }
 
 
@@ -220,15 +227,3 @@ def _located(settings: Named, name: str) -> Named:
         print(f"{name}: {called}")
     changed: Any = {name: folder}
     return replace(settings, **changed)
-
-
-def _underscored(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _first_line(exc: Exception) -> str:
-    lines = [line.strip(" -") for line in str(exc).splitlines() if line.strip()]
-    return " ".join(lines[:3])

@@ -25,6 +25,7 @@ from types import TracebackType
 from raytag.errors import ResourceError
 
 _START_SECONDS = 90.0
+_STOP_SECONDS = 30.0
 
 
 class LocalCluster:
@@ -172,10 +173,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     with LocalCluster(options.cpus) as cluster:
         print(f"a local Ray cluster is up ({time.monotonic() - started:.0f} s)", flush=True)
+        return _ran(command, cluster.environment)
+
+
+def _ran(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """The command's exit status; what it has to finish when it is stopped it may finish."""
+    process = subprocess.Popen(command, env=environment)
+    try:
         try:
-            return subprocess.run(command, env=cluster.environment, check=False).returncode
-        except KeyboardInterrupt:
-            return 130
+            return process.wait()
+        except KeyboardInterrupt:  # which a terminal sends to the command too
+            return process.wait(_STOP_SECONDS)
+        except SystemExit:
+            process.terminate()
+            process.wait(_STOP_SECONDS)
+            raise
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        return 130
+    finally:
+        process.kill()
 
 
 if __name__ == "__main__":

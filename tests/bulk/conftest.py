@@ -1,6 +1,5 @@
 """A driver of the shared cluster in this process, and a model to tag with."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,24 +7,14 @@ import pytest
 from test_adapter import make
 from tiny import checkpoint
 
+from driving import driving
 from raytag.local import LocalCluster
 
 
 @pytest.fixture(scope="package")
 def driver(cluster: LocalCluster) -> Iterator[None]:
-    """This process, connected to the cluster as a job's driver is."""
-    import ray
-
-    from raytag.cluster import connect
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in cluster.environment.items():
-            if name.startswith("RAY_") or name == "PATH":
-                patch.setenv(name, value)
-        patch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-        connect("tag.py")
+    with driving(cluster):
         yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="package")

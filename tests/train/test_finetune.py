@@ -80,6 +80,7 @@ def _report(output: Path) -> Report:
     return from_json((output / "report" / "report.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_gpu_users_line_on_a_tiny_base(
     cluster: LocalCluster, s3: "S3Client", base: Path, rows: list[str], tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_the_gpu_users_line_on_a_tiny_base(
     assert scored.test_documents == report.test_documents
 
 
+@pytest.mark.slow
 def test_a_worker_killed_and_every_step_taken_once(
     cluster: LocalCluster, base: Path, rows: list[str], tmp_path: Path
 ) -> None:
@@ -219,6 +221,7 @@ def test_a_mistake_is_one_line_and_status_2(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_without_dev_the_last_weights_are_kept(
     cluster: LocalCluster, base: Path, rows: list[str], tmp_path: Path
 ) -> None:

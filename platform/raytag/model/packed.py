@@ -19,10 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, set_peft_model_state_dict
-from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout, linear, pad
@@ -49,6 +46,7 @@ from raytag.model.adapter import (
 )
 from raytag.model.base import Base, head_config, load_model, load_tokenizer
 from raytag.model.dropout import MOST_SPARSE, dropped_places
+from raytag.model.frozen import CONFIG, FrozenAdapter, read_config, read_tensors
 from raytag.model.heads import Batch, Head
 from raytag.model.heads.generate import GenerateHead
 from raytag.model.heads.tag import TagHead
@@ -118,9 +116,16 @@ class Adapter(nn.Module):
             self.modules_to_save = made.to(device).requires_grad_(True)
 
     @property
-    def classes(self) -> int:
-        """Of the output layer; 0 where the base's own is used."""
-        return self.modules_to_save.out_features if self.modules_to_save else 0
+    def output(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of the output layer; None where the base's own is used."""
+        layer = self.modules_to_save
+        return None if layer is None else (layer.weight, layer.bias)
+
+    def frozen(self) -> "FrozenAdapter":
+        """Its weights as they are now, as a forward pass without training reads them."""
+        a = self.lora_A.detach().split_with_sizes(self._sizes[0])
+        b = (self.lora_B.detach() * (self.alpha / self.rank)).split_with_sizes(self._sizes[1])
+        return FrozenAdapter(tuple(part.T for part in a), b, self.output)
 
     def weights(self) -> dict[str, Tensor]:
         """Copies on the CPU, by the names that peft's model has them under."""
@@ -152,10 +157,16 @@ class Share:
     ``width`` is how many columns they would have alone; ``random`` is what training drops by.
     """
 
-    adapter: Adapter
+    adapter: Adapter | FrozenAdapter
     rows: int
     width: int
     random: RandomState | None = None
+
+    @property
+    def trained(self) -> Adapter:
+        """The adapter, of which training needs more than inference does."""
+        assert isinstance(self.adapter, Adapter), "an adapter that was read is not trained"
+        return self.adapter
 
 
 class PackedModel:
@@ -183,7 +194,9 @@ class PackedModel:
         self.targets = tuple(sorted(targets)) or linear_targets(self.model)
         self._mixture = _Mixture(self.device, left=head == "generate")
         self._output = self._output_path()
+        self._output_shapes = self._shapes_of_output()
         self._takes = frozenset(inspect.signature(type(self.model).forward).parameters)
+        self._sizes: list[tuple[int, int]] = []
         self._paths = self._install()
 
     @cached_property
@@ -216,11 +229,8 @@ class PackedModel:
     ) -> Adapter:
         """A new adapter, with the weights that a job of its own gives it for ``seed``, or those of
         a ``parent`` to begin from."""
-        if lora.targets and tuple(sorted(lora.targets)) != self.targets:
-            raise ModelError(
-                f"targets {', '.join(lora.targets)}: only adapters of {', '.join(self.targets)} "
-                "are packed together here"
-            )
+        if lora.targets:
+            self._check_targets(lora.targets)
         with RandomState(seed, torch.device("cpu")):
             outline = self._outline(output_names(self.head, labels))
             adapted = add_adapter(outline, self.head, lora)
@@ -228,36 +238,53 @@ class PackedModel:
             begin_from(adapted, parent, labels)
         return Adapter(adapted, self._paths, self._output, self.device)
 
-    def read(self, folder: Path) -> tuple[Adapter, AdapterCard]:
-        """An adapter from its folder, for inference. Raises ModelError where it is none of this
-        base's, or of a kind that is not packed."""
+    def read(self, folder: Path) -> tuple[FrozenAdapter, AdapterCard]:
+        """An adapter from its folder, for inference; may be called while the model is asked.
+
+        Raises ModelError where it is none of this base's, of a kind that is not packed, or not
+        whole.
+        """
         card = AdapterCard.read(folder)
         if card.base_fingerprint != self.fingerprint or card.head != self.head:
             raise ModelError(
                 f"the {card.head} adapter at {folder} was not trained on {self.base.name} with "
                 f"the {self.head} head, and cannot be packed with those that were"
             )
-        try:
-            config = LoraConfig.from_pretrained(str(folder))
-            stored = load_file(folder / WEIGHTS)
-        except (OSError, ValueError, TypeError, SafetensorError) as exc:
-            raise ModelError(f"the adapter at {folder} cannot be read: {exc}") from exc
-        if config.use_rslora or config.use_dora or config.rank_pattern or config.alpha_pattern:
-            raise ModelError(f"{folder} is more than plain LoRA, which is all that is packed")
-        lora = LoraSettings(
-            rank=config.r, alpha=config.lora_alpha, targets=tuple(sorted(config.target_modules))
-        )
-        made = self.fresh(card.labels, lora, 0).outline[0]
-        if odd := get_peft_model_state_dict(made, save_embedding_layers=False).keys() ^ stored:
-            raise ModelError(f"{folder / WEIGHTS} is not whole, or no adapter of this base: {odd}")
-        set_peft_model_state_dict(made, stored)
-        return Adapter(made, self._paths, self._output, self.device).requires_grad_(False), card
+        config = read_config(folder / CONFIG)
+        self._check_targets(config.targets)
+        tensors = read_tensors(folder / WEIGHTS, self.shapes(config.rank, card), self.device)
+        layers = len(self._paths)
+        a, b, output = tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :]
+        for factor in b:
+            factor.mul_(config.alpha / config.rank)
+        weight, bias = (*output, None, None)[:2]
+        return FrozenAdapter(a, b, None if weight is None else (weight, bias)), card
+
+    def _check_targets(self, targets: Sequence[str]) -> None:
+        if tuple(sorted(targets)) != self.targets:
+            raise ModelError(
+                f"targets {', '.join(targets)}: only adapters of {', '.join(self.targets)} "
+                "are packed together here"
+            )
+
+    def shapes(self, rank: int, card: AdapterCard) -> dict[str, tuple[int, ...]]:
+        """What an adapter's file holds: all layers' A, all layers' B, the output layer."""
+        names = [f"{_PREFIX}{path}" for path in self._paths]
+        sizes = list(zip(names, self._sizes, strict=True))
+        shapes: dict[str, tuple[int, ...]] = {}
+        shapes |= {f"{n}.lora_A.weight": (rank, i) for n, (i, _) in sizes}
+        shapes |= {f"{n}.lora_B.weight": (o, rank) for n, (_, o) in sizes}
+        classes = len(output_names(card.head, card.labels))
+        for name, shape in self._output_shapes.items():
+            shapes[f"{_PREFIX}{self._output}.{name}"] = (classes, *shape[1:])
+        return shapes
 
     def logits(self, batch: Batch, shares: Sequence[Share], keep: int = 0) -> list[Tensor]:
         """Each share's logits (rows, its own width, its own classes), from one forward pass.
 
         ``keep`` asks a generating model for its last columns only; it may give more. Rows are in
-        the order of ``shares``, padded as the head does. Shares with a random state are trained.
+        the order of ``shares``, padded as the head does. Shares with a random state are trained;
+        without, neighbours of equally many rows and equal rank take the least time.
         """
         training = shares[0].random is not None
         if self.model.training != training:
@@ -270,19 +297,23 @@ class PackedModel:
             positions = (batch.attention_mask.cumsum(dim=1) - 1).clamp_(min=0)
             known = {"position_ids": positions, "use_cache": False, "logits_to_keep": keep}
             inputs |= {name: value for name, value in known.items() if name in self._takes}
-        with self._mixture.of(shares, batch.input_ids.shape[1], training), self._undisturbed():
+        guard = self._undisturbed() if training else torch.no_grad()
+        with self._mixture.of(shares, batch.input_ids.shape[1], training), guard:
             logits = self.model(**inputs).logits
         split = logits.split_with_sizes([share.rows for share in shares])
         if self.head == "generate":
             return [part[:, -share.width :] for part, share in zip(split, shares, strict=True)]
         return [
-            part[:, : share.width, : share.adapter.classes]
+            part[:, : share.width, : _classes(share)]
             for part, share in zip(split, shares, strict=True)
         ]
 
-    def asking(self, adapter: Adapter) -> nn.Module:
-        """The model as this adapter alone would make it, as heads and Tagger ask it."""
-        return _Asking(self.model, self._mixture, adapter)
+    def asking(self, *adapters: Adapter | FrozenAdapter) -> nn.Module:
+        """The model as an adapter alone would make it, as heads and Tagger ask it.
+
+        With several, one for each row of a batch, the rows of an adapter side by side.
+        """
+        return _Asking(self.model, self._mixture, adapters)
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -317,6 +348,13 @@ class PackedModel:
             )
         return found[0]
 
+    def _shapes_of_output(self) -> dict[str, tuple[int, ...]]:
+        """Of the output layer's tensors, by name, as they are for some labels."""
+        if self._output is None:
+            return {}
+        layer = self.model.get_submodule(self._output)
+        return {name: tuple(p.shape) for name, p in layer.named_parameters()}
+
     def _outline(self, outputs: tuple[str, ...]) -> PreTrainedModel:
         """The base as peft knows it, holding no weights but those of a new output layer."""
         config = head_config(self.base, self.head, outputs)
@@ -350,6 +388,10 @@ class PackedModel:
                     raise ModelError(f"target {path} is not linear; only linear layers are packed")
                 setattr(holder, name, _PackedLinear(module, self._mixture, len(paths)))
                 paths.append(path)
+                out_size, in_size = module.weight.shape
+                if isinstance(module, Conv1D):
+                    out_size, in_size = in_size, out_size
+                self._sizes.append((in_size, out_size))
         if missing := set(self.targets) - {path.rpartition(".")[2] for path in paths}:
             raise ModelError(f"{self.base.name} has no layers {', '.join(sorted(missing))}")
         if _drops_attention(self.model):
@@ -368,33 +410,60 @@ class _Mixture:
         self._device = device
         self._left = left
         self.shares: Sequence[Share] = ()
+        self.training = False
         self.groups: list[_Group] = []
         self.a: Sequence[Tensor] = ()
         self.b: Sequence[Tensor] = ()
+        self.frozen: list[FrozenAdapter] = []
 
     @contextmanager
     def of(self, shares: Sequence[Share], width: int, training: bool) -> Iterator[None]:
         """Set up for one forward pass, of rows with ``width`` columns."""
-        adapters = [share.adapter for share in shares]
-        rank = max(adapter.rank for adapter in adapters)
-        # What dropout multiplies the kept values with goes here, which is where it ends up.
-        scales = [a.alpha / a.rank / (1 - a.dropout * training) for a in adapters]
-        a = torch.stack([_widened(adapter.lora_A, rank) for adapter in adapters])
-        b = torch.stack([_widened(adapter.lora_B, rank) for adapter in adapters])
-        b = b * torch.tensor(scales, device=self._device)[:, None, None]
-        in_sizes, out_sizes = adapters[0]._sizes
-        self.shares, self.width = shares, width
-        self.a, self.b = a.split_with_sizes(in_sizes, dim=1), b.split_with_sizes(out_sizes, dim=1)
+        self.shares, self.width, self.training = shares, width, training
         self.starts = [0, *accumulate(share.rows for share in shares)]
+        if training:
+            self._stack([share.trained for share in shares])
+            alike: list[tuple[int, ...]] = [(share.rows,) for share in shares]
+        else:
+            self.frozen = [share.adapter.frozen() for share in shares]
+            alike = [(s.rows, f.rank) for s, f in zip(shares, self.frozen, strict=True)]
         self.groups = [
             _Group(slice(run[0], run[-1] + 1), slice(self.starts[run[0]], self.starts[run[-1] + 1]))
-            for _, indices in groupby(range(len(shares)), key=lambda i: shares[i].rows)
+            for _, indices in groupby(range(len(shares)), key=alike.__getitem__)
             for run in [list(indices)]
         ]
         try:
             yield
         finally:
-            self.shares, self.groups, self.a, self.b = (), [], (), ()
+            self.shares, self.groups, self.a, self.b, self.frozen = (), [], (), (), []
+
+    def _stack(self, adapters: Sequence[Adapter]) -> None:
+        """All layers' A and B in two tensors, into which gradients go."""
+        rank = max(adapter.rank for adapter in adapters)
+        # What dropout multiplies the kept values with goes here, which is where it ends up.
+        scales = [a.alpha / a.rank / (1 - a.dropout) for a in adapters]
+        a = torch.stack([_widened(adapter.lora_A, rank) for adapter in adapters])
+        b = torch.stack([_widened(adapter.lora_B, rank) for adapter in adapters])
+        b = b * torch.tensor(scales, device=self._device)[:, None, None]
+        in_sizes, out_sizes = adapters[0]._sizes
+        self.a, self.b = a.split_with_sizes(in_sizes, dim=1), b.split_with_sizes(out_sizes, dim=1)
+
+    def add(self, out: Tensor, x: Tensor, layer: int) -> None:
+        """``out += x @ A @ B``, adapter by adapter, in place, without a trace for gradients.
+
+        A layer's factors are brought together when its turn comes, and used while they are near
+        by; bringing all layers' together at once made LoRA's part of a pass take twice as long.
+        """
+        x = x.contiguous()
+        for group in self.groups:
+            members = self.frozen[group.shares]
+            if len(members) == 1:
+                a, b = members[0].a[layer][None], members[0].b[layer][None]
+            else:
+                a = torch.stack([member.a[layer] for member in members])
+                b = torch.stack([member.b[layer] for member in members])
+            product = torch.bmm(group.parted(x), a.transpose(1, 2))
+            group.parted(out).baddbmm_(product, b.transpose(1, 2))
 
     def dropped(self, shape: torch.Size, rates: Sequence[float]) -> Tensor | None:
         """Places of a (rows, columns, features) tensor that each share's own stream drops."""
@@ -454,7 +523,7 @@ class _Mixture:
             q, k, v = (t[rows, :, own] for t in (query, key, value))
             assert share.random is not None
             with share.random:
-                rate = dropout if share.adapter.dropout else 0.0
+                rate = dropout if share.trained.dropout else 0.0
                 part, _ = sdpa(module, q, k, v, mask, dropout=rate, **others)
             parts.append(pad(part, (0, 0, 0, 0, before, after)))
         return torch.cat(parts), None
@@ -485,12 +554,13 @@ class _PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mixture = self._mixture
         mixture.check(x.shape)
-        dropped = None
-        if self.training:
-            rates = [share.adapter.dropout for share in mixture.shares]
-            dropped = mixture.dropped(x.shape, rates)
+        out: Tensor = self.base_layer(x)
+        if not mixture.training:
+            mixture.add(out, x, self._index)
+            return out
+        dropped = mixture.dropped(x.shape, [share.trained.dropout for share in mixture.shares])
         added: Tensor = _AddProducts.apply(  # type: ignore[no-untyped-call]
-            self.base_layer(x),
+            out,
             x.contiguous(),
             mixture.a[self._index],
             mixture.b[self._index],
@@ -555,10 +625,10 @@ class _PackedDropout(nn.Dropout):
         self._mixture = mixture
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
+        if not self._mixture.training or self.p == 0:
             return input
         shares = self._mixture.shares
-        rates = [self.p if share.adapter.dropout else 0.0 for share in shares]
+        rates = [self.p if share.trained.dropout else 0.0 for share in shares]
         dropped = self._mixture.dropped(input.shape, rates)
         if dropped is None:
             return input
@@ -578,34 +648,45 @@ class _PackedOutput(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         shares = self._mixture.shares
-        most = max(share.adapter.classes for share in shares)
+        most = max(_classes(share) for share in shares)
         parts = []
         for part, share in zip(
             hidden.split_with_sizes([s.rows for s in shares]), shares, strict=True
         ):
-            layer = share.adapter.modules_to_save
-            assert layer is not None
-            parts.append(
-                pad(linear(part, layer.weight, layer.bias), (0, most - layer.out_features))
-            )
-        return torch.cat(parts)
+            assert share.adapter.output is not None
+            own = linear(part, *share.adapter.output)
+            parts.append(pad(own, (0, most - own.shape[-1])) if own.shape[-1] < most else own)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class _Asking(nn.Module):
-    """The packed model with one adapter for all rows."""
+    """The packed model with one adapter for all rows, or one for each."""
 
-    def __init__(self, model: PreTrainedModel, mixture: _Mixture, adapter: Adapter) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        mixture: _Mixture,
+        adapters: Sequence[Adapter | FrozenAdapter],
+    ) -> None:
         super().__init__()
         self.module = model
         self._mixture = mixture
-        self._adapter = [adapter]
+        self._adapters = tuple(adapters)  # lest they become a part of this module
         self.training = model.training
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
         rows, width = input_ids.shape
-        with self._mixture.of([Share(self._adapter[0], rows, width)], width, training=False):
+        adapters = self._adapters
+        owners = adapters * rows if len(adapters) == 1 else adapters
+        shares = [Share(adapter, len(list(own)), width) for adapter, own in groupby(owners)]
+        with self._mixture.of(shares, width, training=False):
             return self.module(input_ids=input_ids, **inputs)
+
+
+def _classes(share: Share) -> int:
+    """Of its output layer; 0 where the base's own is used."""
+    return share.adapter.output[0].shape[0] if share.adapter.output else 0
 
 
 def _widened(factor: Tensor, rank: int) -> Tensor:

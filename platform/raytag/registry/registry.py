@@ -214,6 +214,22 @@ class Registry:
         moves = (domain.move(alias, number) for number in domain.numbers("aliases", alias))
         return [move for move in moves if move]
 
+    def last_move(self, ref: "str | Ref") -> Move | None:
+        """The move of an alias that counts."""
+        domain, alias = self._alias(ref)
+        return domain.last_move(alias)
+
+    def pointed_to(self, ref: "str | Ref") -> list[int]:
+        """What an alias points to, then what it did before, the latest first, each version once;
+        deleted ones are left out. Empty where it points nowhere."""
+        moves = self.history(ref)
+        if not moves or moves[0].version is None:
+            return []
+        domain, _ = self._alias(ref)
+        deleted = set(domain.numbers("deleted"))
+        found = dict.fromkeys(move.version for move in moves)
+        return [v for v in found if v is not None and v not in deleted]
+
     def tag(self, ref: "str | Ref", word: str) -> Version:
         """Attach a word to a version, for whoever lists it."""
         check_word("tag", word)

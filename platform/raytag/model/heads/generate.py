@@ -5,16 +5,18 @@ and answer are always tokenised apart and laid one after the other, in training 
 so the boundary between them is the same in both. Everything is padded on the left: the answers
 are then the last columns, and only those are turned into logits.
 
-Decoding asks the model only where it has a choice. What all prompts begin with is read once for
-the whole batch; what an answer is forced to say is read together with the choice before it. So
-the rows of a batch go on by different numbers of tokens, and the shorter ones are padded, on the
-left and masked, in every pass.
+Decoding asks the model only where it has a choice. What all prompts of a head begin with is read
+once for the whole batch; what an answer is forced to say is read together with the choice before
+it. So the rows of a batch go on by different numbers of tokens, and the shorter ones are padded,
+on the left and masked, in every pass.
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from math import isnan
 from typing import Any
 
@@ -80,7 +82,7 @@ class GenerateHead:
         prompt = self._prompt(example.text)
         answer = self.vocabulary.encode(text)
         ids = prompt + answer
-        self._fits(len(ids) + 1, f"example {example.id!r} with its answer")
+        self.fits(len(ids) + 1, f"example {example.id!r} with its answer")
         targets = [IGNORED] * (len(prompt) - 1) + answer + [self.vocabulary.eos]
         return Encoded(ids, targets, lost.total())
 
@@ -135,87 +137,13 @@ class GenerateHead:
         Raises TooLong for more tokens than ``context``, ModelError for a model whose logits are
         not numbers.
         """
-        answers = [self.grammar.answer(row.text) for row in asked]
-        rows = []
-        for i, (row, answer) in enumerate(zip(asked, answers, strict=True)):
-            if not answer.empty:
-                self._fits(row.tokens + 1, f"text {i} of the batch with its answer")
-                rows.append(_Row(answer, list(row.input_ids), row.tokens))
-        if rows:
-            with torch.inference_mode():
-                self._decode(model, rows)
-        return answers
-
-    def _decode(self, model: nn.Module, rows: list["_Row"]) -> None:
-        """Write all answers to their end. One forward pass per turn."""
-        shared = _common([row.ahead[:-1] for row in rows]) if len(rows) > 1 else []
-        cache = _Cache(model, len(rows), shared)
-        for row in rows:
-            del row.ahead[: cache.width]
-            self._go_on(row)
-        stride = max(len(row.ahead) for row in rows)  # all prompts are read in one pass
-        while rows:
-            blocks = [row.next(stride) for row in rows]
-            logits = cache.read(blocks, keep=1 + max(row.back for row in rows))
-            if logits.shape[-1] <= self.vocabulary.largest:
-                raise ModelError("the tokenizer has more tokens than the model: not its own?")
-            self._end_or_open(rows, logits)
-            self._choose(rows, logits)
-            left = [i for i, row in enumerate(rows) if not row.answer.done]
-            # Leaving rows out copies the cache, so they leave in groups; all copies together
-            # then cost no more than a few of the cache at its full width.
-            if 4 * len(left) <= 3 * len(rows):
-                rows = [rows[i] for i in left]
-                cache.keep(left)
-            stride = _STRIDE if cache.takes_gaps else 1
-
-    def _end_or_open(self, rows: Sequence["_Row"], logits: Tensor) -> None:
-        """Decide for the rows that stand between entities whether their answers end there."""
-        asked = [(i, row) for i, row in enumerate(rows) if row.undecided]
-        if not asked:
-            return
-        eos = self.vocabulary.eos
-        some = logits[[i for i, _ in asked], [-1 - row.back for _, row in asked]]
-        allowed = [np.array([eos, row.proposed[0]]) for _, row in asked]
-        for (_, row), (token, score) in zip(asked, _likeliest(some, allowed), strict=True):
-            row.write([eos] if token == eos else row.proposed, score)
-            row.proposed = []
-
-    def _choose(self, rows: Sequence["_Row"], logits: Tensor) -> None:
-        """Choose for the rows that have read all they said, and write what follows from it."""
-        asked = [(i, r) for i, r in enumerate(rows) if not (r.ahead or r.answer.done)]
-        if not asked:
-            return
-        some = logits[[i for i, _ in asked], -1]
-        allowed = [row.answer.allowed() for _, row in asked]
-        for (_, row), (token, score) in zip(asked, _likeliest(some, allowed), strict=True):
-            row.write([token], score)
-            row.ahead = [token]
-            self._go_on(row)
-
-    def _go_on(self, row: "_Row") -> None:
-        """Write what can come in one way only; between entities, propose how one would open."""
-        answer = row.answer
-        while not answer.done:
-            ids = answer.forced_ids()
-            if ids and answer.between:
-                if self.context is None or row.length + len(ids) < self.context:
-                    row.proposed = ids
-                    row.ahead += ids
-                break
-            if not ids:
-                ids = answer.allowed().tolist()
-                if len(ids) > 1:
-                    break
-            row.write(ids)
-            row.ahead += ids
-        if not answer.done:
-            self._fits(row.length + 1, "a text with the answer the model gives")
+        return answer_together([(self, asked)], lambda _: model)[0]
 
     def _prompt(self, text: str) -> list[int]:
         return self.vocabulary.prompt_ids(ask(text, self.template, self.labels))
 
-    def _fits(self, tokens: int, what: str) -> None:
+    def fits(self, tokens: int, what: str) -> None:
+        """Raises TooLong for more tokens than ``context``."""
         if self.context is not None and tokens > self.context:
             raise TooLong(
                 f"{what} takes {tokens} tokens or more and the model {self.context}: use a "
@@ -223,10 +151,108 @@ class GenerateHead:
             )
 
 
+def answer_together(
+    questions: Sequence[tuple[GenerateHead, Sequence[Asked]]],
+    model_for: Callable[[Sequence[int]], nn.Module],
+) -> list[list[Answer]]:
+    """What :meth:`GenerateHead.answer` gives of each head's texts, decoded as one batch.
+
+    The heads have one vocabulary. ``model_for`` gives the model to ask about a batch's rows, told
+    whose they are: the index of the question, for each row; those of a question lie side by side.
+    """
+    answers: list[list[Answer]] = []
+    rows: list[_Row] = []
+    for owner, (head, asked) in enumerate(questions):
+        answers.append([head.grammar.answer(row.text) for row in asked])
+        for i, (row, answer) in enumerate(zip(asked, answers[-1], strict=True)):
+            if not answer.empty:
+                head.fits(row.tokens + 1, f"text {i} of the batch with its answer")
+                rows.append(_Row(head, owner, answer, list(row.input_ids), row.tokens))
+    if rows:
+        with torch.inference_mode():
+            _decode(rows, model_for)
+    return answers
+
+
+def _decode(rows: list["_Row"], model_for: Callable[[Sequence[int]], nn.Module]) -> None:
+    """Write all answers to their end. One forward pass per turn."""
+    cache = _begun(rows, model_for)
+    for row in rows:
+        row.go_on()
+    stride = max(len(row.ahead) for row in rows)  # all prompts are read in one pass
+    while rows:
+        blocks = [row.next(stride) for row in rows]
+        model = model_for([row.owner for row in rows])
+        logits = cache.read(model, blocks, keep=1 + max(row.back for row in rows))
+        if logits.shape[-1] <= rows[0].head.vocabulary.largest:
+            raise ModelError("the tokenizer has more tokens than the model: not its own?")
+        _end_or_open(rows, logits)
+        _choose(rows, logits)
+        left = [i for i, row in enumerate(rows) if not row.answer.done]
+        # Leaving rows out copies the cache, so they leave in groups; all copies together
+        # then cost no more than a few of the cache at its full width.
+        if 4 * len(left) <= 3 * len(rows):
+            # Adapters with equally many rows are asked together where they are neighbours.
+            counts = Counter(rows[i].owner for i in left)
+            left.sort(key=lambda i: (counts[rows[i].owner], rows[i].owner))
+            rows = [rows[i] for i in left]
+            cache.select(left)
+        stride = _STRIDE if cache.takes_gaps else 1
+
+
+def _begun(rows: Sequence["_Row"], model_for: Callable[[Sequence[int]], nn.Module]) -> "_Cache":
+    """A cache in which what the prompts of each question begin with is read already, once."""
+    owners = [list(own) for _, own in groupby(rows, key=lambda row: row.owner)]
+    shared = [_common([row.ahead[:-1] for row in own]) if len(own) > 1 else [] for own in owners]
+    longest = max(map(len, shared))
+    for i, own in enumerate(owners):
+        if len(own) == 1:  # read as far as the others, so that none waits for it afterwards
+            shared[i] = own[0].ahead[:-1][:longest]
+    cache = _Cache(len(owners))
+    if longest:
+        cache.read(model_for([own[0].owner for own in owners]), shared, keep=1)
+        # Of the beginnings that are not equally long some were read with gaps before them.
+        if not cache.takes_gaps:
+            return _Cache(len(rows))
+        for own, ids in zip(owners, shared, strict=True):
+            for row in own:
+                del row.ahead[: len(ids)]
+    cache.select([i for i, own in enumerate(owners) for _ in own])
+    return cache
+
+
+def _end_or_open(rows: Sequence["_Row"], logits: Tensor) -> None:
+    """Decide for the rows that stand between entities whether their answers end there."""
+    asked = [(i, row) for i, row in enumerate(rows) if row.undecided]
+    if not asked:
+        return
+    some = logits[[i for i, _ in asked], [-1 - row.back for _, row in asked]]
+    allowed = [np.array([row.eos, row.proposed[0]]) for _, row in asked]
+    for (_, row), (token, score) in zip(asked, _likeliest(some, allowed), strict=True):
+        row.write([token] if token == row.eos else row.proposed, score)
+        row.proposed = []
+
+
+def _choose(rows: Sequence["_Row"], logits: Tensor) -> None:
+    """Choose for the rows that have read all they said, and write what follows from it."""
+    asked = [(i, r) for i, r in enumerate(rows) if not (r.ahead or r.answer.done)]
+    if not asked:
+        return
+    some = logits[[i for i, _ in asked], -1]
+    allowed = [row.answer.allowed() for _, row in asked]
+    for (_, row), (token, score) in zip(asked, _likeliest(some, allowed), strict=True):
+        row.write([token], score)
+        row.ahead = [token]
+        row.go_on()
+
+
 @dataclass(slots=True)
 class _Row:
     """One text of a batch while its answer is written."""
 
+    head: GenerateHead
+    owner: int
+    """The index of the question it is of."""
     answer: Answer
     ahead: list[int]
     """Tokens the model has still to read."""
@@ -234,6 +260,10 @@ class _Row:
     """Tokens of the prompt and of what is written."""
     proposed: list[int] = field(default_factory=list)
     """The last of ``ahead``, not written yet: how an entity opens, should the answer not end."""
+
+    @property
+    def eos(self) -> int:
+        return self.head.vocabulary.eos
 
     def next(self, count: int) -> list[int]:
         """The next tokens to read, ``count`` at most; they are no longer ahead."""
@@ -259,39 +289,36 @@ class _Row:
             log_probability = 0.0
         self.length += len(ids)
 
+    def go_on(self) -> None:
+        """Write what can come in one way only; between entities, propose how one would open."""
+        answer, context = self.answer, self.head.context
+        while not answer.done:
+            ids = answer.forced_ids()
+            if ids and answer.between:
+                if context is None or self.length + len(ids) < context:
+                    self.proposed = ids
+                    self.ahead += ids
+                break
+            if not ids:
+                ids = answer.allowed().tolist()
+                if len(ids) > 1:
+                    break
+            self.write(ids)
+            self.ahead += ids
+        if not answer.done:
+            self.head.fits(self.length + 1, "a text with the answer the model gives")
+
 
 class _Cache:
-    """What the model has read of every row of a batch: keys and values, and where they stand.
+    """What has been read of every row of a batch: keys and values, and where they stand.
 
-    ``shared`` is what all rows begin with, read once; ``width`` says how many tokens of it were
-    kept. Rows may be read different numbers of tokens at a time, which leaves gaps in the mask.
+    Rows may be read different numbers of tokens at a time, which leaves gaps in the mask.
     """
 
-    def __init__(self, model: nn.Module, rows: int, shared: list[int]) -> None:
-        self._model = model
-        self._device = next(model.parameters()).device
+    def __init__(self, rows: int) -> None:
         self._past: Any = None
-        self._mask = torch.zeros((1 if shared else rows, 0), dtype=torch.int64)
-        self._lengths = torch.zeros(len(self._mask), dtype=torch.int64)
-        self._mask, self._lengths = self._mask.to(self._device), self._lengths.to(self._device)
-        if shared:
-            self.read([shared], keep=1)
-            self._repeat(rows)
-
-    def _repeat(self, rows: int) -> None:
-        """Give what the one row has read to all; read nothing, where that would leave gaps."""
-        if not self.takes_gaps:
-            self._past = None
-            self._mask, self._lengths = self._mask[:, :0], self._lengths * 0
-        else:
-            self._past.batch_repeat_interleave(rows)
-        self._mask = self._mask.repeat(rows, 1)
-        self._lengths = self._lengths.repeat(rows)
-
-    @property
-    def width(self) -> int:
-        """Columns read so far, gaps included."""
-        return int(self._mask.shape[1])
+        self._mask = torch.zeros((rows, 0), dtype=torch.int64)
+        self._lengths = torch.zeros(rows, dtype=torch.int64)
 
     @property
     def takes_gaps(self) -> bool:
@@ -302,17 +329,19 @@ class _Cache:
         layers = getattr(self._past, "layers", [])
         return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
-    def read(self, blocks: Sequence[Sequence[int]], keep: int) -> Tensor:
+    def read(self, model: nn.Module, blocks: Sequence[Sequence[int]], keep: int) -> Tensor:
         """Read on, each row its own block, and give (rows, at least keep, vocabulary) logits.
 
         The last column is what each row says next, whatever the lengths of the blocks.
         """
-        ids, mask = (t.to(self._device) for t in _pad_left(blocks, 0))
+        device = next(model.parameters()).device
+        ids, mask = (t.to(device) for t in _pad_left(blocks, 0))
+        self._lengths = self._lengths.to(device)
         positions = (self._lengths[:, None] + _positions(mask)).clamp_(min=0)
-        self._mask = torch.cat([self._mask, mask], dim=1)
+        self._mask = torch.cat([self._mask.to(device), mask], dim=1)
         self._lengths = self._lengths + mask.sum(dim=1)
         output = _forward(
-            self._model,
+            model,
             input_ids=ids,
             attention_mask=self._mask,
             position_ids=positions,
@@ -324,13 +353,14 @@ class _Cache:
         logits: Tensor = output.logits
         return logits
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only, by index."""
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, by index, in this order; one may come several times."""
         if rows:
-            index = torch.tensor(rows, dtype=torch.int64, device=self._device)
+            index = torch.tensor(rows, dtype=torch.int64, device=self._mask.device)
             self._mask = self._mask[index]
             self._lengths = self._lengths[index]
-            self._past.batch_select_indices(index)
+            if self._past is not None:
+                self._past.batch_select_indices(index)
 
 
 def _common(rows: Sequence[Sequence[int]]) -> list[int]:

@@ -53,8 +53,6 @@ _SPAN = -1
 _BETWEEN = 0  # the label trie's root: an entity may open, or the answer end
 _CLOSE = ord("]")
 
-_CUTS = 1 << 14  # pieces of answers a grammar remembers, a few MiB
-
 
 class Grammar:
     """The openings ``" [LABEL: "`` of a label set as a trie of bytes, over one vocabulary.
@@ -79,20 +77,6 @@ class Grammar:
                 node = self.children[node][byte]
             self.label_at[node] = label
         self.longest = max(map(len, openings.values()))
-        self._cuts: dict[bytes, list[int]] = {}
-
-    def cut(self, data: bytes) -> list[int]:
-        """Token ids of a piece of an answer, remembered: labels and names come again and again.
-
-        A part of a character at the end of ``data`` is left out. Not to be changed.
-        """
-        ids = self._cuts.get(data)
-        if ids is None:
-            if len(self._cuts) >= _CUTS:
-                self._cuts.clear()
-            ids = self.vocabulary.encode(data.decode("utf-8", errors="ignore"))
-            self._cuts[data] = ids
-        return ids
 
     def answer(self, text: str) -> "Answer":
         """A fresh answer about ``text``. DataError for a text with lone surrogates."""
@@ -221,7 +205,7 @@ class Answer:
             return []
         known = len(self._tokens)
         whole = bytes(self._written[self._whole :]) + run
-        ids = self._grammar.cut(whole)
+        ids = self._vocabulary.cut(whole)
         if ids[:known] != self._tokens or len(ids) == known:
             return []
         *ids, last = ids[known:]

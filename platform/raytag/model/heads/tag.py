@@ -8,7 +8,7 @@ B), the most probable of them: independent word probabilities under BIO's transi
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -119,27 +119,19 @@ class TagHead:
         rows = zip(texts, coded["input_ids"], coded["offset_mapping"], strict=True)
         return [Asked(text, ids, offsets) for text, ids, offsets in rows]
 
-    @torch.inference_mode()
     def extract(self, model: nn.Module, asked: Sequence[Asked]) -> list[list[Entity]]:
         """The most probable valid labelling of each text.
 
         An entity's score is the product of its words' label probabilities. Raises ModelError for
         a model whose logits are not numbers.
         """
-        units = [_units(row) for row in asked]
-        # A text that tokenizers make nothing of may leave nothing to call the model with.
-        told = [i for i, row in enumerate(units) if any(u.token is not None for u in row)]
-        found: list[list[Entity]] = [[] for _ in asked]
-        if not told:
-            return found
-        rows = [asked[i].input_ids for i in told]
-        batch = self.collate([Encoded(ids, [IGNORED] * len(ids)) for ids in rows])
-        batch = batch.to(next(model.parameters()).device)
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        probabilities = logits.float().log_softmax(-1).cpu().numpy()
-        for i, log_p in zip(told, probabilities, strict=True):
-            found[i] = self._decode(units[i], log_p)
-        return found
+
+        def logits(batch: Batch, shares: Sequence[tuple[int, int]]) -> list[Tensor]:
+            batch = batch.to(next(model.parameters()).device)
+            told = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            return [told.logits]
+
+        return extract_together([(self, asked)], logits)[0]
 
     def _decode(self, units: list[Unit], log_p: NDArray[np.float32]) -> list[Entity]:
         """Entities from log-probabilities of shape (tokens, classes)."""
@@ -168,6 +160,36 @@ class TagHead:
             score = float(np.exp(sum(scores[j, tags[j]] for j in range(first, i))))
             entities.append(Entity(units[first].start, units[i - 1].end, label, score))
         return entities
+
+
+@torch.inference_mode()
+def extract_together(
+    questions: Sequence[tuple[TagHead, Sequence[Asked]]],
+    logits: Callable[[Batch, Sequence[tuple[int, int]]], Sequence[Tensor]],
+) -> list[list[list[Entity]]]:
+    """What :meth:`TagHead.extract` gives of each head's texts, from one batch of them all.
+
+    The heads have one tokenizer. ``logits`` is asked for those of a batch, on the CPU, and told
+    whose its rows are: the index of the question and its rows, for each in turn. It gives those of
+    each, of shape (rows, tokens, classes).
+    """
+    units = [[_units(row) for row in asked] for _, asked in questions]
+    # A text that tokenizers make nothing of may leave nothing to call the model with.
+    told = [
+        [i for i, row in enumerate(own) if any(u.token is not None for u in row)] for own in units
+    ]
+    found: list[list[list[Entity]]] = [[[] for _ in asked] for _, asked in questions]
+    shares = [(question, len(own)) for question, own in enumerate(told) if own]
+    if not shares:
+        return found
+    rows = [questions[question][1][i].input_ids for question, _ in shares for i in told[question]]
+    batch = questions[0][0].collate([Encoded(ids, [IGNORED] * len(ids)) for ids in rows])
+    for (question, _), part in zip(shares, logits(batch, shares), strict=True):
+        head = questions[question][0]
+        probabilities = part.float().log_softmax(-1).cpu().numpy()
+        for i, log_p in zip(told[question], probabilities, strict=True):
+            found[question][i] = head._decode(units[question][i], log_p)
+    return found
 
 
 def _units(asked: Asked) -> list[Unit]:

@@ -23,6 +23,7 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CHUNK = re.compile(r" ?[^ ]+| +")
 # UTF-8 never uses these, and some vocabularies lack them.
 _UNUSED = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
+_CUTS = 1 << 14  # pieces of answers a vocabulary remembers, a few MiB
 
 _Spelling = Callable[[str], bytes | None]
 """The bytes a token of the vocabulary stands for; None for a token that stands for none."""
@@ -46,6 +47,7 @@ class Vocabulary:
         self.bytes_of = self._read()
         self._children: dict[int, int] = {}  # node << 8 | byte -> node
         self._ids: dict[int, list[int]] = {}  # node -> the tokens whose bytes end there
+        self._cuts: dict[bytes, list[int]] = {}
         self._grow()
         self.largest = max(self.eos, *self.bytes_of)
         missing = set(range(256)) - _UNUSED - {d[0] for d in self.bytes_of.values() if len(d) == 1}
@@ -108,6 +110,19 @@ class Vocabulary:
             ids = []
             for chunk in _CHUNK.findall(text):
                 ids += self._tokenize(chunk) or self._longest(_utf8(chunk))
+        return ids
+
+    def cut(self, data: bytes) -> list[int]:
+        """Token ids of a piece of an answer, remembered: labels and names come again and again.
+
+        A part of a character at the end of ``data`` is left out. Not to be changed.
+        """
+        ids = self._cuts.get(data)
+        if ids is None:
+            if len(self._cuts) >= _CUTS:
+                self._cuts.clear()
+            ids = self.encode(data.decode("utf-8", errors="ignore"))
+            self._cuts[data] = ids
         return ids
 
     def decode(self, ids: list[int]) -> str:

@@ -1,0 +1,55 @@
+"""Settings from YAML and flags: one way for all jobs.
+
+Knows how a dataclass of settings is read, not which there are.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from raytag.errors import SettingsError
+
+Settings = TypeVar("Settings")
+
+
+def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) -> Settings:
+    """Settings from ``--config FILE.yaml`` with flags over it; ``--a-flag`` equals ``--a_flag``.
+
+    Raises SettingsError for an unknown key, a value of the wrong type, or a contradiction.
+    """
+    return _read(kind, program, [_underscored(argument) for argument in arguments])
+
+
+def settings_from(kind: type[Settings], content: Mapping[str, Any]) -> Settings:
+    """As :func:`read_settings`, from what a YAML file held."""
+    return _read(kind, "", dict(content))
+
+
+def _read(kind: type[Settings], program: str, given: list[str] | dict[str, Any]) -> Settings:
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog=program, description=kind.__doc__, exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
+    parser.add_class_arguments(kind, as_group=False)
+    try:
+        parsed = parser.parse_object(given) if isinstance(given, dict) else parser.parse_args(given)
+        made = parser.instantiate_classes(parsed).as_dict()
+        del made["config"]
+        return kind(**made)
+    except jsonargparse.ArgumentError as exc:
+        hint = " (--help lists the settings)" if program else ""
+        raise SettingsError(f"{_first_line(exc)}{hint}") from exc
+
+
+def _underscored(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _first_line(exc: Exception) -> str:
+    lines = [line.strip(" -") for line in str(exc).splitlines() if line.strip()]
+    return " ".join(lines[:3])

@@ -1,0 +1,562 @@
+"""A client of a running Raytag service: texts in, entities out, over HTTP.
+
+Knows the service's addresses, answers and errors, and when asking again helps; nothing of models.
+What a call does is written once, as a generator that says what to send and how long to pause;
+:class:`Client` and :class:`AsyncClient` only carry that out.
+"""
+
+import asyncio
+import ipaddress
+import json
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any, Generic, Self, TypeVar
+
+import httpx
+
+from raytag import __version__
+from raytag.errors import DataError, RaytagError, SettingsError
+from raytag.registry.names import LAST_NUMBER, check_name, check_word
+from raytag.text.spans import Entity
+
+TEXTS_A_REQUEST = 100
+CHARACTERS_A_REQUEST = 100_000
+"""A longer list of texts goes as several requests; a longer text goes alone."""
+REQUESTS_AT_ONCE = 4
+"""How many of these :class:`AsyncClient` has in flight."""
+RETRIED = frozenset({429, 502, 503, 504})
+"""Statuses after which the same request may well be answered. No other is asked again."""
+LONGEST_BACKOFF = 2.0
+"""Seconds."""
+LONGEST_TIMEOUT = 3600.0
+"""Seconds; the service takes no more in a Raytag-Timeout."""
+LATE = "no answer in time"
+
+_LEAST = 0.001  # seconds; the header says no less
+
+_KEY = re.compile(r"rt~([^~]+)~[A-Za-z0-9_-]+~[A-Za-z0-9_-]+", re.ASCII)
+
+T = TypeVar("T")
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+
+
+class ServiceError(RaytagError):
+    """The service did not answer as asked, for all the tries that were made.
+
+    ``status`` is that of the last answer, None where there was none; ``problem`` its problem
+    details (RFC 9457), empty where it had none; ``request_id`` names the request in its logs.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        problem: Mapping[str, Any] | None = None,
+        request_id: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.problem = dict(problem or {})
+        self.request_id = request_id
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request; its id stays the same over all tries."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    content: bytes = b""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send the request and read its answer, in at most so many seconds."""
+
+    request: Request
+    seconds: float
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As httpx names them."""
+        seconds = min(self.seconds, LONGEST_TIMEOUT)
+        return {
+            "method": self.request.method,
+            "url": self.request.path,
+            "params": self.request.query,
+            "content": self.request.content,
+            "headers": {
+                "Content-Type": "application/json",
+                "Raytag-Timeout": f"{seconds:.3f}",
+                "X-Request-Id": self.request.id,
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Do nothing for so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer, whatever its status."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """No answer, or not all of it."""
+
+    reason: str
+
+
+Steps = Generator[Send | Pause, Reply | Lost | None, T]
+"""What to do next; a Send is to be answered by its Reply or Lost, a Pause by None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often and how long a call is tried."""
+
+    tries: int
+    timeout: float
+    """Seconds for all of a call: its requests, their tries and the pauses between."""
+    backoff: float
+    """Seconds the first pause may take; each further one may take twice as long."""
+
+    def __post_init__(self) -> None:
+        if self.tries < 1:
+            raise SettingsError(f"tries must be at least 1, not {self.tries}")
+        if not 0 < self.timeout < float("inf"):
+            raise SettingsError(f"timeout must be above 0 seconds, not {self.timeout}")
+        if not 0 <= self.backoff < float("inf"):
+            raise SettingsError(f"backoff must be at least 0 seconds, not {self.backoff}")
+
+    def ask(
+        self, request: Request, deadline: float, clock: Callable[[], float] = time.monotonic
+    ) -> Steps[Reply]:
+        """Try until there is a good answer (2xx) or no use in more. Raises ServiceError.
+
+        Extraction changes nothing at the service, so a request whose answer was lost is asked
+        again too. Pauses grow exponentially, with full jitter [1], on top of what a Retry-After
+        asks for; one that does not fit into what is left fails at once.
+
+        [1] M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
+        """
+        for made in range(1, self.tries + 1):
+            left = deadline - clock()
+            if left < _LEAST:
+                raise self._late(request, made - 1)
+            outcome = yield Send(request, left)
+            assert outcome is not None
+            if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
+                return outcome
+            left = deadline - clock()
+            if isinstance(outcome, Lost) and left < _LEAST:
+                raise self._late(request, made)
+            least = _retry_after(outcome)
+            if made == self.tries or least >= left or not _may_pass(outcome):
+                raise _failure(request, outcome, made)
+            longest = min(self.backoff * 2 ** (made - 1), LONGEST_BACKOFF, (left - least) / 2)
+            yield Pause(least + random.uniform(0, longest))
+        raise AssertionError("the last try returns or raises")
+
+    def _late(self, request: Request, made: int) -> ServiceError:
+        return ServiceError(
+            f"{LATE}: {self.timeout:g} seconds are over; give a longer timeout or fewer texts"
+            f"{_named(request.id, made)}",
+            request_id=request.id,
+        )
+
+
+def _may_pass(outcome: Reply | Lost) -> bool:
+    return isinstance(outcome, Lost) or outcome.status in RETRIED
+
+
+def _retry_after(outcome: Reply | Lost) -> float:
+    """Seconds, 0 if nothing is said; the header says them or a date (RFC 9110, 10.2.3)."""
+    said = outcome.headers.get("retry-after", "") if isinstance(outcome, Reply) else ""
+    try:
+        if said.isdecimal():
+            return float(said)
+        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def _failure(request: Request, outcome: Reply | Lost, made: int) -> ServiceError:
+    if isinstance(outcome, Lost):
+        return ServiceError(f"{outcome.reason}{_named(request.id, made)}", request_id=request.id)
+    problem = _problem(outcome)
+    id = str(problem.get("request_id") or request.id)
+    if 300 <= outcome.status < 400:
+        said = (
+            f"the service sends elsewhere, to {outcome.headers.get('location')!r}; the "
+            "key is not sent there: give that service's address as url if it is yours"
+        )
+    else:
+        phrases = {status.value: status.phrase for status in HTTPStatus}
+        phrase = phrases.get(outcome.status, "an unknown status")
+        said = str(problem.get("detail") or problem.get("title") or phrase)
+    return ServiceError(
+        f"{said}{_named(id, made, outcome.status)}", outcome.status, problem, request_id=id
+    )
+
+
+def _named(id: str, made: int, status: int | None = None) -> str:
+    answered = f"status {status}, " if status else ""
+    return f" ({answered}request {id}, {made} {'try' if made == 1 else 'tries'})"
+
+
+def _problem(reply: Reply) -> dict[str, Any]:
+    kind = reply.headers.get("content-type", "").partition(";")[0].strip()
+    if kind == "application/problem+json":
+        try:
+            read = json.loads(reply.content)
+        except ValueError:
+            return {}
+        if isinstance(read, dict):
+            return read
+    return {}
+
+
+class _Service(Generic[Http]):
+    """What both clients know of a service, and what their calls are made of."""
+
+    _kind: type[Http]
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        domain: str | None = None,
+        tries: int = 3,
+        timeout: float = 10.0,
+        backoff: float = 0.25,
+        insecure: bool = False,
+    ) -> None:
+        """Raises SettingsError.
+
+        ``domain`` is taken where a call names none. ``timeout`` is in seconds, for the whole of a
+        call: all requests of a long list, their tries and the pauses between. A try pauses up to
+        ``backoff`` seconds before the next, doubled each time. Plain http to another host than
+        this one needs ``insecure``: whoever is on the way can read the key, and use it.
+        """
+        self.url = _checked_url(url, insecure)
+        self.tenant = _tenant_of(key)
+        self.domain = None if domain is None else check_name("domain", domain)
+        self._patience = Patience(tries, timeout, backoff)
+        self._http: Http = self._kind(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}", "User-Agent": f"raytag/{__version__}"},
+            follow_redirects=False,  # the key is for this service alone
+            # A proxy named in the environment would see the key in a plain http request.
+            trust_env=self.url.startswith("https:"),
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r}, tenant={self.tenant!r})"
+
+    def _extractions(
+        self,
+        texts: Iterable[str],
+        domain: str | None,
+        version: int | None,
+        alias: str | None,
+    ) -> list[Steps[list[list[Entity]]]]:
+        """A call's requests, each ready to be carried out."""
+        deadline = time.monotonic() + self._patience.timeout
+        domain = self.domain if domain is None else check_name("domain", domain)
+        if domain is None:
+            raise SettingsError("which domain? name one to the client or to extract")
+        query = _which(version, alias)
+        path = f"/v1/{self.tenant}/{domain}/entities"
+        return [
+            self._extraction(Request("POST", path, query, content), part, deadline)
+            for part, content in _parts(texts)
+        ]
+
+    def _extraction(
+        self, request: Request, texts: Sequence[str], deadline: float
+    ) -> Steps[list[list[Entity]]]:
+        reply = yield from self._patience.ask(request, deadline)
+        with _understood(request, reply):
+            documents = json.loads(reply.content)["documents"]
+            return [
+                [_entity(said, text) for said in document["entities"]]
+                for document, text in zip(documents, texts, strict=True)
+            ]
+
+    def _listing(self) -> Steps[list[dict[str, Any]]]:
+        request = Request("GET", f"/v1/{self.tenant}/models")
+        deadline = time.monotonic() + self._patience.timeout
+        reply = yield from self._patience.ask(request, deadline)
+        with _understood(request, reply):
+            domains = json.loads(reply.content)["domains"]
+            if not isinstance(domains, list):
+                raise TypeError("domains is no list")
+            return domains
+
+
+class Client(_Service[httpx.Client]):
+    """A tenant's view of a running service. May be shared by threads.
+
+    >>> with raytag.Client("https://ner.example.com", key, domain="news") as client:
+    ...     client.extract(["Apple's CEO Tim Cook was in Seoul."])
+    [[Entity(start=0, end=5, label='ORG', score=0.98), ...]]
+
+    Certificates are checked against certifi's list, or the file that SSL_CERT_FILE names.
+    """
+
+    _kind = httpx.Client
+
+    def extract(
+        self,
+        texts: Iterable[str],
+        *,
+        domain: str | None = None,
+        version: int | None = None,
+        alias: str | None = None,
+    ) -> list[list[Entity]]:
+        """The entities of each text, in the texts' order; offsets count its characters.
+
+        They come from ``version``, or from the one that ``alias`` points to, production if
+        neither is given. A long list goes as several requests, one after the other, so a move of
+        the alias meanwhile shows from one of them on. Raises ServiceError where the service does
+        not answer in time or refuses, SettingsError and DataError for what cannot be asked.
+        """
+        calls = self._extractions(texts, domain, version, alias)
+        return [entities for call in calls for entities in self._carry_out(call)]
+
+    def models(self) -> list[dict[str, Any]]:
+        """The tenant's domains, each with its aliases and versions, as the service says them."""
+        return self._carry_out(self._listing())
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _carry_out(self, steps: Steps[T]) -> T:
+        outcome: Reply | Lost | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            if isinstance(step, Send):
+                outcome = self._send(step)
+            else:
+                time.sleep(step.seconds)
+                outcome = None
+
+    def _send(self, send: Send) -> Reply | Lost:
+        # The library bounds each wait for bytes; the sum of them is bounded here.
+        until = time.monotonic() + send.seconds
+        content = bytearray()
+        try:
+            with self._http.stream(**send.arguments, timeout=send.seconds) as response:
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if time.monotonic() > until:
+                        return Lost(LATE)
+            return Reply(response.status_code, response.headers, bytes(content))
+        except httpx.RequestError as exc:
+            return _lost(exc)
+
+
+class AsyncClient(_Service[httpx.AsyncClient]):
+    """As :class:`Client`, for asyncio; a long list's requests are in flight together."""
+
+    _kind = httpx.AsyncClient
+
+    async def extract(
+        self,
+        texts: Iterable[str],
+        *,
+        domain: str | None = None,
+        version: int | None = None,
+        alias: str | None = None,
+    ) -> list[list[Entity]]:
+        """As :meth:`Client.extract`."""
+        calls = self._extractions(texts, domain, version, alias)
+        turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+        async def in_turn(call: Steps[list[list[Entity]]]) -> list[list[Entity]]:
+            async with turns:
+                return await self._carry_out(call)
+
+        tasks = [asyncio.create_task(in_turn(call)) for call in calls]
+        try:
+            answers = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return [entities for answer in answers for entities in answer]
+
+    async def models(self) -> list[dict[str, Any]]:
+        """As :meth:`Client.models`."""
+        return await self._carry_out(self._listing())
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def _carry_out(self, steps: Steps[T]) -> T:
+        outcome: Reply | Lost | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            if isinstance(step, Send):
+                outcome = await self._send(step)
+            else:
+                await asyncio.sleep(step.seconds)
+                outcome = None
+
+    async def _send(self, send: Send) -> Reply | Lost:
+        try:
+            async with asyncio.timeout(send.seconds):
+                response = await self._http.request(**send.arguments, timeout=None)
+            return Reply(response.status_code, response.headers, response.content)
+        except TimeoutError:
+            return Lost(LATE)
+        except httpx.RequestError as exc:
+            return _lost(exc)
+
+
+def _lost(exc: httpx.RequestError) -> Lost:
+    if isinstance(exc, httpx.TimeoutException):
+        return Lost(LATE)
+    return Lost(f"no answer from {exc.request.url.copy_with(query=None)}: {exc or repr(exc)}")
+
+
+def _checked_url(url: str, insecure: bool) -> str:
+    try:
+        read = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError) as exc:
+        raise SettingsError(f"url is none: {exc}; write https://HOST or http://HOST:PORT") from exc
+    if read.scheme not in {"http", "https"} or not read.host:
+        raise SettingsError("url must be of the form https://HOST or http://HOST:PORT")
+    if read.userinfo or read.query or read.fragment:
+        raise SettingsError("url must be no more than scheme, host, port and path")
+    if read.scheme == "http" and not insecure and not _is_loopback(read.host):
+        raise SettingsError(
+            f"plain http to {read.host} lets anyone on the way read the key, and use it; take "
+            "https, or insecure=True where the network itself is safe"
+        )
+    return str(read)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _tenant_of(key: str) -> str:
+    """Never repeats the key."""
+    found = _KEY.fullmatch(key)
+    if not found:
+        raise SettingsError(
+            "this is no key; one looks like rt~TENANT~ID~SECRET and is shown when it is made"
+        )
+    return check_name("tenant", found[1])
+
+
+def _which(version: int | None, alias: str | None) -> dict[str, str]:
+    if version is not None and alias is not None:
+        raise SettingsError("give a version or an alias, not both")
+    if version is not None:
+        if not 1 <= version <= LAST_NUMBER:
+            raise SettingsError(f"{version} is no version number; they count from 1")
+        return {"version": str(version)}
+    return {} if alias is None else {"alias": check_word("alias", alias)}
+
+
+def _parts(texts: Iterable[str]) -> Iterator[tuple[list[str], bytes]]:
+    """The texts in requests of bounded size, each with its body."""
+    if isinstance(texts, str):
+        raise DataError("texts is a single text; give a list of texts")
+    part: list[str] = []
+    characters = 0
+    for i, text in enumerate(texts):
+        _check_text(i, text)
+        characters += len(text)
+        if part and (len(part) == TEXTS_A_REQUEST or characters > CHARACTERS_A_REQUEST):
+            yield part, _body(part)
+            part, characters = [], len(text)
+        part.append(text)
+    if part:
+        yield part, _body(part)
+
+
+def _check_text(i: int, text: str) -> None:
+    if not isinstance(text, str):
+        raise DataError(f"texts[{i}] is no text but {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise DataError(
+            f"texts[{i}] is no valid text: half a surrogate pair at character {exc.start}"
+        ) from exc
+
+
+def _body(texts: Sequence[str]) -> bytes:
+    return json.dumps({"texts": texts}, ensure_ascii=False).encode()
+
+
+def _entity(said: Mapping[str, Any], text: str) -> Entity:
+    """An entity of an answer. Raises ValueError, TypeError or KeyError if it cannot be one."""
+    start, end, label, score = (said[name] for name in ("start", "end", "label", "score"))
+    if type(start) is not int or type(end) is not int or not isinstance(label, str):
+        raise TypeError("an entity needs whole offsets and a label")
+    entity = Entity(start, end, label, None if score is None else float(score))
+    if end > len(text) or text[start:end] != said["text"]:
+        raise ValueError(f"the entity at {start}:{end} is not what stands there in its text")
+    return entity
+
+
+@contextmanager
+def _understood(request: Request, reply: Reply) -> Iterator[None]:
+    """Turns what goes wrong with an answer's content into a ServiceError."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as exc:
+        raise ServiceError(
+            f"the service answered something else than entities of what was sent: {exc!r}; is it "
+            f"Raytag of the same version? (request {request.id})",
+            reply.status,
+            request_id=request.id,
+        ) from exc

@@ -1,0 +1,101 @@
+"""One serving application: which deployments it has, and how it is started.
+
+Knows Ray Serve; the work is done in ``engine.py``, ``ingress.py`` and ``switchboard.py``.
+"""
+
+import signal
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import HTTPOptions, ProxyLocation
+
+from raytag.arguments import settings_from
+from raytag.cluster import connect, nodes
+from raytag.errors import ResourceError
+from raytag.serve.engine import Engine
+from raytag.serve.ingress import Ingress
+from raytag.serve.settings import ServeSettings
+from raytag.serve.switchboard import Switchboard
+
+NAME = "raytag"
+ONGOING_PER_REPLICA = 16.0
+"""Requests under way at each model that autoscaling aims at."""
+MANY = 1_000_000
+"""More than there can be: ingresses and engines turn requests away themselves, and say why."""
+START_SECONDS = 600.0
+
+
+def application(settings: ServeSettings, on_gpu: bool) -> Application:
+    """The deployments of one application, bound to each other."""
+    low, high = settings.replica_range
+    quiet = {"enable_access_log": False}  # an ingress writes its own line for each request
+    engine = serve.deployment(
+        max_ongoing_requests=MANY,
+        autoscaling_config={
+            "min_replicas": low,
+            "max_replicas": high,
+            "target_ongoing_requests": ONGOING_PER_REPLICA,
+        },
+        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": 1 if on_gpu else 0},
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=2 * settings.timeout,
+        logging_config=quiet,
+    )(Engine).bind(settings)
+    switchboard = serve.deployment(
+        num_replicas=1,
+        max_ongoing_requests=MANY,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=0.5,  # nobody stands in for it: its end is to be noticed soon
+        logging_config=quiet,
+    )(Switchboard).bind(settings, engine)
+    return serve.deployment(
+        num_replicas=settings.ingresses,
+        max_ongoing_requests=MANY,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=2 * settings.timeout,
+        logging_config=quiet,
+    )(Ingress).bind(settings, engine, switchboard)
+
+
+def build(arguments: Mapping[str, Any]) -> Application:
+    """For ``serve deploy`` and ``serve run``: the settings are the application's ``args``."""
+    settings = settings_from(ServeSettings, arguments)
+    return application(settings, _on_gpu(settings))
+
+
+def run(settings: ServeSettings) -> None:
+    """Start the application on the Ray cluster at hand; with ``wait``, serve until stopped.
+
+    Raises RaytagError for whatever the user can mend.
+    """
+    connect("serve.py")
+    on_gpu = _on_gpu(settings)
+    serve.start(
+        proxy_location=ProxyLocation.EveryNode,
+        http_options=HTTPOptions(host=settings.host, port=settings.port),
+    )
+    serve.run(application(settings, on_gpu), name=NAME, route_prefix="/")
+    print(f"serving on http://{settings.host}:{settings.port} (docs at /docs)", flush=True)
+    if not settings.wait:
+        return
+    stopped = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: stopped.set())
+    stopped.wait()
+    print("stopping: what is under way is answered first", flush=True)
+    serve.shutdown()
+
+
+def _on_gpu(settings: ServeSettings) -> bool:
+    there = [node for node in nodes() if node.get("GPU", 0) >= 1]
+    if settings.device == "gpu" and not there:
+        raise ResourceError("no node of the cluster has a GPU; give --device cpu")
+    on_gpu = bool(there) and settings.device != "cpu"
+    most = max((node.get("CPU", 0) for node in (there if on_gpu else nodes())), default=0)
+    if most < settings.cpus:
+        raise ResourceError(f"no node has {settings.cpus} CPUs for a model; give fewer --cpus")
+    return on_gpu

@@ -1,0 +1,174 @@
+"""The deployment that answers HTTP.
+
+Knows Ray Serve's handles, and which of their failures another try mends; what is done with a
+request is the front's.
+"""
+
+import asyncio
+import logging
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from raytag.errors import StorageError
+from raytag.registry.names import Ref
+from raytag.serve.api import build_api
+from raytag.serve.canary import Canary
+from raytag.serve.front import Front, Refusal, Spans
+from raytag.serve.gate import Gate
+from raytag.serve.keys import KeyRing
+from raytag.serve.leases import Grant, Renewal
+from raytag.serve.metrics import IngressMetrics
+from raytag.serve.settings import ServeSettings
+
+KEYS_READ = 2.0
+"""Seconds between two looks at the keys."""
+BODY_PER_CHARACTER = 12
+"""Bytes that a character can take in a body: JSON may write it as two escapes."""
+BODY_BESIDES = 1 << 20
+"""Bytes of a body that are no text: ids, brackets."""
+logger = logging.getLogger("raytag.serve")
+
+
+@serve.ingress()
+class Ingress:
+    """One process that answers HTTP."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        engines: DeploymentHandle[Any],
+        switchboard: DeploymentHandle[Any],
+    ) -> None:
+        log_lines()
+        self._settings = settings
+        self._engines = engines
+        self._metrics = IngressMetrics()
+        self._keys = KeyRing(settings.keys)
+        self._switchboard = switchboard
+        self._front = Front(
+            id=uuid.uuid4().hex,
+            settings=settings,
+            engines=_Engines(engines),
+            switchboard=_Switchboard(switchboard),
+            metrics=self._metrics,
+            snapshots=self._snapshots,
+        )
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        api = build_api(self._front, self._alive)
+        most = self._settings.max_characters * BODY_PER_CHARACTER + BODY_BESIDES
+        return Gate(api, lambda header: self._keys.check(header, time.time()), self._metrics, most)
+
+    @asynccontextmanager
+    async def _alive(self, _: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(self._keys.refresh, time.time())
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(self._front.keep_leases()), loop.create_task(self._keep_keys())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await self._front.leave()
+
+    async def snapshot(self) -> tuple[str, bytes]:
+        """(this process's name, its metrics)."""
+        return f"ingress-{self._front.id[:8]}", await asyncio.to_thread(self._metrics.snapshot)
+
+    async def _keep_keys(self) -> None:
+        while True:
+            await asyncio.sleep(KEYS_READ)
+            try:
+                await asyncio.to_thread(self._keys.refresh, time.time())
+            except StorageError as exc:  # the ring refuses all keys where this goes on for long
+                logger.warning("the keys could not be read: %s", exc)
+
+    async def _snapshots(self) -> Mapping[str, bytes]:
+        context = serve.get_replica_context()
+        own = serve.get_deployment_handle(context.deployment, context.app_name)
+        asked = [h.broadcast("snapshot") for h in (own, self._engines, self._switchboard)]
+        found = await asyncio.gather(*(one.results_async() for one in asked))
+        return {name: snapshot for several in found for name, snapshot in several}
+
+
+class _Engines:
+    """The models, through Serve. A replica that dies is no reason for a request to fail."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._extract = handle.extract
+
+    async def extract(
+        self, version: str, texts: list[str], seconds: float
+    ) -> list[Spans] | Refusal:
+        until = time.monotonic() + seconds
+        while True:
+            left = until - time.monotonic()
+            try:
+                found: list[Spans] | Refusal = await self._extract.remote(version, texts, left)
+                return found
+            except RayTaskError:
+                raise
+            except (RayActorError, DeploymentUnavailableError) as exc:
+                logger.warning("an engine died with a request: %s", str(exc).splitlines()[:1])
+                await asyncio.sleep(min(0.05, max(0.0, left)))
+
+
+class _Switchboard:
+    """The switchboard, through Serve; its own errors as they were raised."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def renew(self, ingress: str, renewal: Renewal) -> Grant:
+        grant: Grant = await self._handle.renew.remote(ingress, renewal)
+        return grant
+
+    async def leave(self, ingress: str) -> None:
+        await self._handle.leave.remote(ingress)
+
+    async def models(self, tenant: str) -> dict[str, Any]:
+        return await self._call("models", tenant)
+
+    async def status(self, alias: Ref) -> dict[str, Any]:
+        return await self._call("status", alias)
+
+    async def promote(self, alias: Ref, version: int, wait: float) -> dict[str, Any]:
+        return await self._call("promote", alias, version, wait)
+
+    async def rollback(self, alias: Ref, wait: float) -> dict[str, Any]:
+        return await self._call("rollback", alias, wait)
+
+    async def start_canary(self, alias: Ref, canary: Canary) -> dict[str, Any]:
+        return await self._call("start_canary", alias, canary)
+
+    async def stop_canary(self, alias: Ref) -> dict[str, Any]:
+        return await self._call("stop_canary", alias)
+
+    async def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
+        answer: dict[str, Any] | Exception
+        answer = await getattr(self._handle, method).remote(*arguments)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def log_lines() -> None:
+    """What the service has to say, a line each, to where Ray keeps what a process writes."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("raytag.serve",):
+        one = logging.getLogger(name)
+        one.handlers[:] = [handler]
+        one.setLevel(logging.INFO)
+        one.propagate = False

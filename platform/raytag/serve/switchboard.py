@@ -1,0 +1,280 @@
+"""The one process that says what aliases point to, while an application serves.
+
+Carries out what ``switch.py`` decides: looks at the registry, has every engine load a version
+before it is used, grants leases to the ingresses, moves aliases on and back. Knows Ray and the
+registry; not requests.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any, TypeVar
+
+from ray.serve.handle import DeploymentHandle
+
+from raytag.errors import ModelError, RaytagError
+from raytag.registry.names import Ref
+from raytag.registry.registry import Registry
+from raytag.serve.canary import Canary
+from raytag.serve.ingress import log_lines
+from raytag.serve.leases import Grant, Renewal
+from raytag.serve.metrics import SwitchMetrics
+from raytag.serve.settings import ServeSettings
+from raytag.serve.switch import Status, Switch
+
+POLL = 1.0
+"""Seconds between two looks at the registry."""
+LOOKUP = 0.25
+"""Seconds a renewal waits for aliases that nobody asked for before."""
+SHOWN = 20
+"""Versions of a domain that are listed."""
+logger = logging.getLogger("raytag.serve")
+Got = TypeVar("Got")
+
+
+class Switchboard:
+    """What ingresses and operators ask. Errors a caller can mend are given, not raised: Ray would
+    wrap them in its own."""
+
+    def __init__(self, settings: ServeSettings, engines: DeploymentHandle[Any]) -> None:
+        log_lines()
+        self._engines = engines
+        self._registry = Registry(settings.registry)
+        self._switch = Switch(settings.lease, time.monotonic())
+        self._metrics = SwitchMetrics()
+        self._looks: dict[Ref, asyncio.Lock] = {}
+        self._logs: dict[Ref, tuple[int, list[int]]] = {}
+        """Number of an alias's last move, and the versions it has pointed to."""
+        self._loads: dict[Ref, asyncio.Task[None]] = {}
+        self._last: dict[Ref, Status] = {}
+        self._watching = asyncio.get_event_loop().create_task(self._watch())
+
+    async def renew(self, ingress: str, renewal: Renewal) -> Grant:
+        """A lease. What is asked for the first time is looked up, but not waited for long, as the
+        lease of all the rest runs on."""
+        self._switch.renew(ingress, renewal, time.monotonic())
+        stands = {alias: self._status(alias) for alias in renewal.keeps}
+        new = [a for a, s in stands.items() if s.state == "loading" and s.version is None]
+        if new:
+            await asyncio.wait({asyncio.create_task(self._bring_up(new))}, timeout=LOOKUP)
+        return self._switch.renew(ingress, renewal, time.monotonic())
+
+    async def leave(self, ingress: str) -> None:
+        """An ingress has ended."""
+        self._switch.leave(ingress)
+
+    async def models(self, tenant: str) -> dict[str, Any] | RaytagError:
+        """A tenant's domains, their aliases and newest versions."""
+        return await self._told(lambda: asyncio.to_thread(self._models, tenant))
+
+    async def status(self, alias: Ref) -> dict[str, Any] | RaytagError:
+        """Where an alias stands."""
+        return await self._told(lambda: self._settled(alias, LOOKUP))
+
+    async def promote(self, alias: Ref, version: int, wait: float) -> dict[str, Any] | RaytagError:
+        """Move an alias in the registry, if the version loads, and see it through."""
+
+        async def move() -> dict[str, Any]:
+            ref = Ref(alias.tenant, alias.domain, version)
+            await asyncio.to_thread(self._registry.resolve, ref)
+            reason = await self._load_everywhere(ref)
+            if reason is not None:
+                raise ModelError(f"{ref} does not load, and {alias} stays where it is: {reason}")
+            await asyncio.to_thread(self._registry.promote, ref, str(alias.version))
+            return await self._settled(alias, wait)
+
+        return await self._told(move)
+
+    async def rollback(self, alias: Ref, wait: float) -> dict[str, Any] | RaytagError:
+        """Move an alias back in the registry, and see it through."""
+
+        async def move() -> dict[str, Any]:
+            await asyncio.to_thread(self._registry.rollback, alias)
+            return await self._settled(alias, wait)
+
+        return await self._told(move)
+
+    async def start_canary(self, alias: Ref, canary: Canary) -> dict[str, Any] | RaytagError:
+        """Try a candidate, once it has loaded."""
+
+        async def start() -> dict[str, Any]:
+            candidate = Ref(alias.tenant, alias.domain, canary.version)
+            await asyncio.to_thread(self._registry.resolve, candidate)
+            await self._settled(alias, 10.0)
+            self._switch.start_canary(alias, canary, time.monotonic())
+            self._begin_loads()
+            return _shown(alias, self._status(alias))
+
+        return await self._told(start)
+
+    async def stop_canary(self, alias: Ref) -> dict[str, Any] | RaytagError:
+        """End the trial of a candidate."""
+
+        async def stop() -> dict[str, Any]:
+            self._switch.stop_canary(alias, time.monotonic())
+            return _shown(alias, self._status(alias))
+
+        return await self._told(stop)
+
+    def snapshot(self) -> tuple[str, bytes]:
+        """(this process's name, its metrics)."""
+        return "switchboard", self._metrics.snapshot()
+
+    async def _watch(self) -> None:
+        """Follow the registry and the canaries, as long as this lives."""
+        while True:
+            try:
+                tracked = self._switch.tracked(time.monotonic())
+                self._looks = {ref: lock for ref, lock in self._looks.items() if ref in tracked}
+                self._logs = {ref: log for ref, log in self._logs.items() if ref in tracked}
+                self._last = {ref: last for ref, last in self._last.items() if ref in tracked}
+                await asyncio.gather(*(self._look(alias) for alias in tracked))
+                self._begin_loads()
+                for alias, canary, decision in self._switch.decisions():
+                    await self._carry_out(alias, canary, decision.verdict, decision.reason)
+                self._note(tracked)
+            except Exception as exc:  # a store that is away comes back; the leases run on
+                logger.warning("the registry could not be followed: %s", exc)
+            await asyncio.sleep(POLL)
+
+    async def _carry_out(self, alias: Ref, canary: Canary, verdict: str, reason: str) -> None:
+        if verdict == "forward":
+            candidate = Ref(alias.tenant, alias.domain, canary.version)
+            await asyncio.to_thread(self._registry.promote, candidate, str(alias.version))
+            await self._look(alias)
+        else:
+            self._switch.stop_canary(alias, time.monotonic(), reason)
+        logger.info("canary of %s, version %d: %s, %s", alias, canary.version, verdict, reason)
+
+    async def _look(self, alias: Ref) -> None:
+        # In turn, so that an older look is never taken for a newer one.
+        async with self._looks.setdefault(alias, asyncio.Lock()):
+            move = await asyncio.to_thread(self._registry.last_move, alias)
+            number, versions = self._logs.get(alias, (-1, []))
+            if number != (move.number if move else 0):
+                versions = await asyncio.to_thread(self._registry.pointed_to, alias)
+                self._logs[alias] = move.number if move else 0, versions
+            self._switch.observe(alias, versions, time.monotonic())
+
+    async def _bring_up(self, aliases: list[Ref]) -> None:
+        await asyncio.gather(*(self._look(alias) for alias in aliases))
+        await asyncio.gather(*self._begin_loads())
+
+    async def _settled(self, alias: Ref, wait: float) -> dict[str, Any]:
+        """Where an alias stands once it is live or refused, or ``wait`` seconds are over."""
+        until = time.monotonic() + wait
+        self._switch.wants(alias, time.monotonic())
+        await self._look(alias)
+        self._begin_loads()
+        while self._status(alias).state not in ("live", "refused") and time.monotonic() < until:
+            self._switch.wants(alias, time.monotonic())
+            await asyncio.sleep(0.02)
+        return _shown(alias, self._status(alias))
+
+    def _status(self, alias: Ref) -> Status:
+        return self._switch.status(alias, time.monotonic())
+
+    def _begin_loads(self) -> list["asyncio.Task[None]"]:
+        """Tasks that load what has to be, each version once at a time."""
+        wanted = self._switch.to_load()
+        for version in wanted:
+            if version not in self._loads:
+                task = asyncio.create_task(self._load(version))
+                self._loads[version] = task
+                task.add_done_callback(partial(self._loaded, version))
+        return [self._loads[version] for version in wanted]
+
+    def _loaded(self, version: Ref, _: "asyncio.Task[None]") -> None:
+        del self._loads[version]
+
+    async def _load(self, version: Ref) -> None:
+        try:
+            reason = await self._load_everywhere(version)
+        except Exception as exc:  # of a replica or store that is away: tried again soon
+            logger.warning("%s could not be loaded yet: %s", version, str(exc).splitlines()[:1])
+            return
+        if reason is None:
+            self._switch.loaded(version, time.monotonic())
+        else:
+            logger.warning("%s is refused: %s", version, reason)
+            self._metrics.refused(version.tenant, version.domain)
+            self._switch.refused(version, reason, time.monotonic())
+
+    async def _load_everywhere(self, version: Ref) -> str | None:
+        """Why an engine cannot use a version; None where all of them can."""
+        reasons = await self._engines.broadcast("load", str(version)).results_async()
+        if not reasons:
+            raise RuntimeError("there is no engine")
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def _note(self, tracked: list[Ref]) -> None:
+        """Count what has ended since the last time."""
+        for alias in tracked:
+            before, now = self._last.get(alias), self._status(alias)
+            self._last[alias] = now
+            if before is None or not isinstance(alias.version, str):
+                continue
+            if now.state == "live" and now.version != before.version:
+                logger.info("%s points to version %s", alias, now.version)
+                self._metrics.moved(alias.tenant, alias.domain, alias.version)
+            ended, was = now.canary, before.canary
+            if not ended or not was or ended.state == was.state:
+                continue
+            if ended.state == "forward" or ended.state == "back":
+                self._metrics.canary_ended(alias.tenant, alias.domain, ended.state)
+
+    def _models(self, tenant: str) -> dict[str, Any]:
+        domains = []
+        for listed in self._registry.domains(tenant):
+            versions = self._registry.versions(tenant, listed.domain, SHOWN)
+            domains.append(
+                {
+                    "domain": listed.domain,
+                    "aliases": [
+                        {"alias": alias, "version": number}
+                        for alias, number in sorted(listed.aliases.items())
+                    ],
+                    "versions": [
+                        {
+                            "version": one.version.number,
+                            "labels": list(one.version.labels),
+                            "f1": one.version.f1,
+                            "created_at": one.version.created_at,
+                            "note": one.version.note,
+                        }
+                        for one in versions
+                        if not one.deleted
+                    ],
+                }
+            )
+        return {"tenant": tenant, "domains": domains}
+
+    async def _told(self, do: Callable[[], Awaitable[Got]]) -> Got | RaytagError:
+        try:
+            return await do()
+        except RaytagError as exc:
+            return exc
+
+
+def _shown(alias: Ref, status: Status) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "alias": alias.version,
+        "version": status.version,
+        "wanted": status.wanted,
+        "state": status.state,
+        "reason": status.reason,
+        "canary": None,
+    }
+    if trial := status.canary:
+        shown["canary"] = {
+            "version": trial.canary.version,
+            "share": trial.canary.share,
+            "shadow": trial.canary.shadow,
+            "state": trial.state,
+            "reason": trial.reason,
+            "seen": {**asdict(trial.observed), "agreement": trial.observed.agreement},
+        }
+    return shown

@@ -1,0 +1,75 @@
+"""A serving application on the shared cluster, and adapters that it serves."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serve_cases import Served, write_adapter
+from tiny import encoder
+
+from driving import driving
+from raytag.local import LocalCluster
+from raytag.registry.registry import Registry
+from raytag.serve.keys import ANY, Keys
+from raytag.serve.limits import Limits
+from raytag.serve.settings import ServeSettings
+from s3 import free_port
+
+LEASE = 2.0
+
+
+@pytest.fixture(scope="package")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    base = encoder(folder / "base")
+    for seed in range(16):
+        write_adapter(folder / str(seed), base, seed)
+    return folder
+
+
+@pytest.fixture(scope="package")
+def served(
+    cluster: LocalCluster, adapters: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """acme/news with versions 1 and 2, production and candidate; acme/other; globex/news."""
+    folder = tmp_path_factory.mktemp("served")
+    registry = Registry(str(folder / "registry"))
+    for tenant, domain, seed in (
+        *(("acme", "news", 0), ("acme", "news", 2)),
+        *(("acme", "other", 1), ("globex", "news", 4), ("small", "news", 0)),
+    ):
+        registry.publish(str(adapters / str(seed)), tenant, domain)
+    for ref in ("acme/news@1", "acme/other@1", "globex/news@1", "small/news@1"):
+        registry.promote(ref, "production")
+    registry.promote("acme/news@2", "candidate")
+    store = Keys(str(folder / "keys"))
+    keys = {tenant: store.create(tenant, "extract").text for tenant in ("acme", "globex", "small")}
+    keys["release"] = store.create("acme", "release").text
+    keys["operator"] = store.create(ANY, "operator").text
+    keys["wrong"] = keys["acme"][:-4] + ("AAAA" if keys["acme"][-4:] != "AAAA" else "BBBB")
+    port = free_port()
+    settings = ServeSettings(
+        base=str(adapters / "base"),
+        registry=str(folder / "registry"),
+        keys=str(folder / "keys"),
+        port=port,
+        replicas="1",
+        lease=LEASE,
+        tenants={"small": Limits(requests_per_second=1, burst_seconds=2)},
+        wait=False,
+    )
+    with driving(cluster):
+        from ray import serve
+
+        from raytag.serve.app import run
+
+        run(settings)
+        yield Served(
+            url=f"http://127.0.0.1:{port}",
+            keys=keys,
+            registry=registry,
+            key_store=store,
+            settings=settings,
+            adapters=adapters,
+        )
+        serve.shutdown()

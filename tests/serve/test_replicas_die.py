@@ -1,0 +1,185 @@
+"""Replicas that are killed while they serve, and keys that are revoked meanwhile."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from replicas import replicas
+from serve_cases import Served, write_adapter
+from tiny import encoder
+
+from raytag.client import Client, ServiceError
+from raytag.local import LocalCluster
+from raytag.model.adapter import load_adapter
+from raytag.model.tagger import Tagger
+from raytag.registry.registry import Registry
+from raytag.serve.keys import Keys
+from s3 import free_port
+
+ROOT = Path(__file__).parents[2]
+WHOLE = {"Engine": 2, "Ingress": 2, "Switchboard": 1}
+"""How many replicas there are to be."""
+KILLS = 12
+BETWEEN = 10.0
+THREADS = 8
+SOON = 5.0
+"""Seconds after which all ingresses have read the keys again."""
+WORDS = "Zoë Müller met Tim Cook in Seoul 🙂 , and Apple opened an office in 東京 .".split()
+Said = list[tuple[int, int, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubled:
+    """An application with two of each of what there can be two of."""
+
+    cluster: LocalCluster
+    url: str
+    key: str
+    versions: dict[int, Path]
+    """Adapters by the versions of acme/news they are; production is 1."""
+
+
+@pytest.fixture
+def doubled(s3: object, tmp_path: Path) -> Iterator[Doubled]:
+    base = encoder(tmp_path / "base")
+    registry = Registry(str(tmp_path / "registry"))
+    versions = {1: tmp_path / "first", 2: tmp_path / "second"}
+    for seed, (number, folder) in zip((0, 2), versions.items(), strict=True):
+        write_adapter(folder, base, seed)
+        assert registry.publish(str(folder), "acme", "news").number == number
+    registry.promote("acme/news@1", "production")
+    key = Keys(str(tmp_path / "keys")).create("acme", "extract").text
+    port = free_port()
+    with LocalCluster(cpus=4) as cluster:
+        command = [sys.executable, "jobs/serve.py", "--replicas=2", "--ingresses=2"]
+        command += [f"--{name}={tmp_path / name}" for name in ("base", "registry", "keys")]
+        process = subprocess.Popen(
+            [*command, f"--port={port}"],
+            cwd=ROOT,
+            env={**cluster.environment, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            assert any("serving on" in line for line in process.stdout), "it did not start"
+            url = f"http://127.0.0.1:{port}"
+            yield Doubled(cluster=cluster, url=url, key=key, versions=versions)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@dataclass
+class Seen:
+    """What a load of requests met with."""
+
+    answered: int = 0
+    wrong: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    under_way: int = 0
+
+
+def kill_one(cluster: LocalCluster, killed: list[str], rng: random.Random) -> str:
+    """Kill a replica of the deployment whose turn it is; it waits for its turn until all of its
+    replicas are there again, as a busy machine may take longer than the time between two kills.
+    Gives its name."""
+    there = replicas(cluster)
+    whole = [kind for kind, count in WHOLE.items() if list(there.values()).count(kind) >= count]
+    assert whole, f"nothing is whole, after {killed}: {there}"
+    kind = min(
+        whole, key=lambda kind: max((i for i, k in enumerate(killed) if k == kind), default=-1)
+    )
+    os.kill(rng.choice(sorted(pid for pid, k in there.items() if k == kind)), signal.SIGKILL)
+    return kind
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_requests_succeed_though_a_replica_is_killed_every_ten_seconds(doubled: Doubled) -> None:
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 60))) for _ in range(20)]
+    expected: dict[int, list[Said]] = {
+        version: [
+            [(e.start, e.end, e.label) for e in entities]
+            for entities in Tagger.of(load_adapter(folder)).tag(texts)
+        ]
+        for version, folder in doubled.versions.items()
+    }
+    seen, stop, lock = Seen(), threading.Event(), threading.Lock()
+
+    def ask(seed: int, client: Client) -> None:
+        mine = random.Random(seed)
+        while not stop.is_set():
+            i, version = mine.randrange(len(texts)), mine.choice((None, 2))
+            with lock:
+                seen.under_way += 1
+            began = time.monotonic()
+            try:
+                (found,) = client.extract([texts[i]], version=version)
+            except ServiceError as exc:
+                said = f"after {time.monotonic() - began:.1f} s: {exc}"
+                with lock:
+                    seen.under_way -= 1
+                    seen.failed.append(said)
+                continue
+            right = [(e.start, e.end, e.label) for e in found] == expected[version or 1][i]
+            with lock:
+                seen.under_way -= 1
+                seen.answered += 1
+                if not right:
+                    seen.wrong.append(f"{texts[i]!r} by {version}: {found}")
+
+    at_once: list[int] = []
+    killed: list[str] = []
+    with Client(doubled.url, doubled.key, domain="news") as client:
+        client.extract(texts)
+        with ThreadPoolExecutor(THREADS) as pool:
+            load = [pool.submit(ask, seed, client) for seed in range(THREADS)]
+            try:
+                for _ in range(KILLS):
+                    stop.wait(BETWEEN)
+                    at_once.append(seen.under_way)
+                    killed.append(kill_one(doubled.cluster, killed, rng))
+                stop.wait(BETWEEN)
+            finally:
+                stop.set()
+        for one in load:
+            one.result()
+    assert not seen.wrong, seen.wrong[:3]
+    assert min(at_once) >= 2, f"too few requests were under way at a kill: {at_once}"
+    assert set(killed) == set(WHOLE)
+    assert seen.answered >= 2000, f"only {seen.answered} requests: the load is too low to tell"
+    assert len(seen.failed) <= 0.001 * (seen.answered + len(seen.failed)), (
+        f"{len(seen.failed)} failed, {seen.answered} answered: {seen.failed[:8]}"
+    )
+
+
+def test_a_revoked_key_is_refused_within_seconds(served: Served) -> None:
+    new = served.key_store.create("acme", "extract")
+
+    def status() -> int:
+        return httpx.get(
+            f"{served.url}/v1/acme/models",
+            headers={"Authorization": f"Bearer {new.text}"},
+            timeout=30,
+        ).status_code
+
+    def await_status(wanted: int) -> None:
+        began = time.monotonic()
+        while status() != wanted:
+            assert time.monotonic() < began + SOON, f"not {wanted} after {SOON} seconds"
+
+    await_status(200)
+    assert served.key_store.revoke(new.key.id)
+    await_status(401)
