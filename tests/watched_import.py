@@ -26,6 +26,8 @@ TOLD = {
     "socket.connect",
     "subprocess.Popen",
 }
+# pydantic's own switch, which it reads for every class that is derived from its models.
+UNTOLD = "PYDANTIC_DISABLE_PLUGINS"
 SOURCE, NAMES = sys.argv[1], sys.argv[2:]
 deeds: list[str] = []
 
@@ -52,7 +54,7 @@ def told(method: Callable[..., Any], event: str) -> Callable[..., Any]:
     """The method, heard: Python 3.11 has no audit events for these."""
 
     def telling(*arguments: Any, **more: Any) -> Any:
-        if by_our_own_code():
+        if UNTOLD not in arguments and by_our_own_code():
             deeds.append(f"{event} {str(arguments[1:])[:100]}")
         return method(*arguments, **more)
 

@@ -31,19 +31,23 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(
     cluster: LocalCluster, adapters: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    """acme/news with versions 1 and 2, production and candidate; acme/other; globex/news."""
+    """acme/news with versions 1 and 2, production and candidate; acme/other; globex/news. Tests
+    publish more of acme's; paper/news is like acme/news, and stays so."""
     folder = tmp_path_factory.mktemp("served")
     registry = Registry(str(folder / "registry"))
     for tenant, domain, seed in (
         *(("acme", "news", 0), ("acme", "news", 2)),
         *(("acme", "other", 1), ("globex", "news", 4), ("small", "news", 0)),
+        *(("paper", "news", 0), ("paper", "news", 2)),
     ):
         registry.publish(str(adapters / str(seed)), tenant, domain)
-    for ref in ("acme/news@1", "acme/other@1", "globex/news@1", "small/news@1"):
-        registry.promote(ref, "production")
-    registry.promote("acme/news@2", "candidate")
+    for name in ("acme/news", "acme/other", "globex/news", "small/news", "paper/news"):
+        registry.promote(f"{name}@1", "production")
+    for name in ("acme/news", "paper/news"):
+        registry.promote(f"{name}@2", "candidate")
     store = Keys(str(folder / "keys"))
-    keys = {tenant: store.create(tenant, "extract").text for tenant in ("acme", "globex", "small")}
+    tenants = ("acme", "globex", "small", "paper")
+    keys = {tenant: store.create(tenant, "extract").text for tenant in tenants}
     keys["release"] = store.create("acme", "release").text
     keys["operator"] = store.create(ANY, "operator").text
     keys["wrong"] = keys["acme"][:-4] + ("AAAA" if keys["acme"][-4:] != "AAAA" else "BBBB")

@@ -52,7 +52,7 @@ class Visit:
     def ask(self, text: str, version: int | None = None) -> list[dict[str, Any]]:
         """What the API answers to the same."""
         answer = httpx.post(
-            f"{self.url}v1/acme/news/entities",
+            f"{self.url}v1/paper/news/entities",
             params={} if version is None else {"version": version},
             headers={"Authorization": f"Bearer {self.key}"},
             json={"texts": [text]},
@@ -132,7 +132,7 @@ def visit(browser: Browser, served: Any) -> Iterator[Visit]:
     url = served.url.rstrip("/") + "/"
     context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
     context.set_default_timeout(15_000)
-    visit = Visit(context.new_page(), url, served.keys["acme"])
+    visit = Visit(context.new_page(), url, served.keys["paper"])
     visit.page.on(
         "console",
         lambda line: visit.complaints.append(line.text) if line.type != "log" else None,
@@ -330,7 +330,7 @@ def test_the_json_is_copied_and_the_page_says_so(visit: Visit) -> None:
     expect(visit.status).to_have_text("JSON of production, version 1 copied.")
     copied = json.loads(visit.page.evaluate("navigator.clipboard.readText()"))
     assert copied["model"] == {
-        "tenant": "acme",
+        "tenant": "paper",
         "domain": "news",
         "version": 1,
         "alias": "production",
@@ -357,7 +357,7 @@ def test_the_curl_line_asks_the_same_from_any_posix_shell(visit: Visit) -> None:
     *options, body, end = words.stdout.decode().split("\0")
     assert options == [
         "-sS",
-        f"{visit.url}v1/acme/news/entities?version=2",
+        f"{visit.url}v1/paper/news/entities?version=2",
         "-H",
         f"Authorization: Bearer {visit.key}",
         "-H",
