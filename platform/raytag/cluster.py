@@ -33,8 +33,9 @@ def connect(program: str) -> None:
                     "OMP_WAIT_POLICY": "PASSIVE",
                     # Its tokens are made by the threads that an actor was given.
                     "TOKENIZERS_PARALLELISM": "false",
-                    # Serve's proxies have the environment of who starts Serve.
-                    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raytag.serve.proxy.middlewares",
+                    # Serve's replicas: a request changes threads no more often than it must.
+                    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+                    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
                     # A user is told of a wrong address soon; hours of work wait for a store to
                     # come back, half a minute or more.
                     "AWS_MAX_ATTEMPTS": os.environ.get("AWS_MAX_ATTEMPTS", "12"),

@@ -549,7 +549,7 @@ def send_generated(served: Served, count: int) -> None:
         b"Serve-Multiplexed-Model-Id: other",
     ],
 )
-def test_headers_meant_for_serves_proxy_do_nothing(served: Served, line: bytes) -> None:
+def test_headers_that_steer_ray_serve_elsewhere_do_nothing(served: Served, line: bytes) -> None:
     sent = Sent(random.Random(0), served.keys["acme"].encode())
     with socket.create_connection(("127.0.0.1", served.settings.port), 10) as sock:
         sock.sendall(sent.request(headers=line + b"\r\n"))

@@ -8,8 +8,6 @@ import hashlib
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from importlib import resources
 from typing import Annotated, Any
 
@@ -138,15 +136,12 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def build_api(
-    front: Front, alive: Callable[[FastAPI], AbstractAsyncContextManager[None]]
-) -> FastAPI:
-    """The API of one serving application; ``alive`` is entered for as long as it serves."""
+def build_api(front: Front) -> FastAPI:
+    """The API of one serving application."""
     app: FastAPI = FastAPIOffline(
         docs_url="/docs",
         redoc_url=None,
         static_url=DOCS_FILES,
-        lifespan=alive,
         title="Raytag",
         version=__version__,
         description=_DESCRIPTION,
@@ -176,6 +171,7 @@ def build_api(
             },
         )
 
+    @app.get("/-/healthz", include_in_schema=False)  # where KubeRay asks
     @app.get("/healthz", summary="This process answers")
     async def healthy() -> dict[str, str]:
         return {"status": "ok"}

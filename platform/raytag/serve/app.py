@@ -10,12 +10,13 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.config import ProxyLocation
 
 from raytag.arguments import settings_from
 from raytag.cluster import connect, nodes
 from raytag.errors import ResourceError
 from raytag.serve.engine import Engine
+from raytag.serve.http import check_port
 from raytag.serve.ingress import Ingress
 from raytag.serve.settings import ServeSettings
 from raytag.serve.switchboard import Switchboard
@@ -72,12 +73,10 @@ def run(settings: ServeSettings) -> None:
 
     Raises RaytagError for whatever the user can mend.
     """
+    check_port(settings.host, settings.port)
     connect("serve.py")
     on_gpu = _on_gpu(settings)
-    serve.start(
-        proxy_location=ProxyLocation.EveryNode,
-        http_options=HTTPOptions(host=settings.host, port=settings.port),
-    )
+    serve.start(proxy_location=ProxyLocation.Disabled)
     serve.run(application(settings, on_gpu), name=NAME, route_prefix="/")
     print(f"serving on http://{settings.host}:{settings.port} (docs at /docs)", flush=True)
     if not settings.wait:

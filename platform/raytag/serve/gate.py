@@ -23,7 +23,7 @@ from raytag.serve.problems import Problem
 DOCS_FILES = "/docs/files"
 OPEN = frozenset(
     {
-        *("/", "/docs", "/openapi.json", "/healthz", "/readyz"),
+        *("/", "/docs", "/openapi.json", "/healthz", "/-/healthz", "/readyz"),
         *(f"{DOCS_FILES}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css")),
         f"{DOCS_FILES}/favicon.png",
     }
@@ -66,8 +66,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        given = headers.get("x-request-id", "")  # Serve's proxy makes one, and answers it
+        path = scope["path"]
+        given = headers.get("x-request-id", "")
         visit = Visit(given if _ID.fullmatch(given) else uuid.uuid4().hex, time.monotonic())
         scope.setdefault("state", {})["visit"] = visit
         status = 0
@@ -76,6 +76,10 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", visit.id.encode()),
+                ]
             await send(message)
 
         try:

@@ -1,7 +1,7 @@
 """The deployment that answers HTTP.
 
-Knows Ray Serve's handles, and which of their failures another try mends; what is done with a
-request is the front's.
+Knows what Ray Serve wants of a deployment, its handles, and which of their failures another try
+mends; what is done with a request is the front's.
 """
 
 import asyncio
@@ -9,16 +9,13 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp
 
 from raytag.errors import StorageError
 from raytag.registry.names import Ref
@@ -26,6 +23,7 @@ from raytag.serve.api import build_api
 from raytag.serve.canary import Canary
 from raytag.serve.front import Front, Refusal, Spans
 from raytag.serve.gate import Gate
+from raytag.serve.http import HttpServer
 from raytag.serve.keys import KeyRing
 from raytag.serve.leases import Grant, Renewal
 from raytag.serve.metrics import IngressMetrics
@@ -40,7 +38,6 @@ BODY_BESIDES = 1 << 20
 logger = logging.getLogger("raytag.serve")
 
 
-@serve.ingress()
 class Ingress:
     """One process that answers HTTP."""
 
@@ -51,7 +48,6 @@ class Ingress:
         switchboard: DeploymentHandle[Any],
     ) -> None:
         log_lines()
-        self._settings = settings
         self._engines = engines
         self._metrics = IngressMetrics()
         self._keys = KeyRing(settings.keys)
@@ -64,19 +60,36 @@ class Ingress:
             metrics=self._metrics,
             snapshots=self._snapshots,
         )
+        gate = Gate(
+            build_api(self._front),
+            lambda header: self._keys.check(header, time.time()),
+            self._metrics,
+            settings.max_characters * BODY_PER_CHARACTER + BODY_BESIDES,
+        )
+        self._http = HttpServer(gate, settings.host, settings.port, drain=settings.timeout)
+        self._serving = asyncio.get_running_loop().create_task(self._serve())
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        api = build_api(self._front, self._alive)
-        most = self._settings.max_characters * BODY_PER_CHARACTER + BODY_BESIDES
-        return Gate(api, lambda header: self._keys.check(header, time.time()), self._metrics, most)
+    async def check_health(self) -> None:
+        """For Serve, which lets nobody count on this process before. Raises why it cannot serve."""
+        while not self._http.started:
+            await asyncio.wait([self._serving], timeout=0.05)
+            if self._serving.done():
+                break
+        if self._serving.done():
+            self._serving.result()
+            raise RuntimeError("the HTTP server has ended")
 
-    @asynccontextmanager
-    async def _alive(self, _: FastAPI) -> AsyncIterator[None]:
+    async def __del__(self) -> None:
+        """For Serve, before it ends the process: what is under way is answered."""
+        self._http.should_exit = True
+        await asyncio.wait([self._serving])
+
+    async def _serve(self) -> None:
         await asyncio.to_thread(self._keys.refresh, time.time())
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(self._front.keep_leases()), loop.create_task(self._keep_keys())]
         try:
-            yield
+            await self._http.run_until_told()
         finally:
             for task in tasks:
                 task.cancel()
