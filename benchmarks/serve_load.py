@@ -366,7 +366,7 @@ def _kind(title: str) -> str:
     if named := re.match(r"ray::ServeReplica:[^:]*:(\w+)", title):
         return named[1].lower()
     if named := re.match(r"ray::(\w+)", title):
-        return {"ProxyActor": "proxy", "ServeController": "controller"}.get(named[1], "ray")
+        return {"ServeController": "controller"}.get(named[1], "ray")
     words = {"raylet/raylet": "raylet", "gcs_server": "gcs", "serve_sites.py ": "server"}
     return next((kind for word, kind in words.items() if word in title), "ray")
 

@@ -156,6 +156,30 @@ def test_mixed_rows_have_the_logits_of_each_adapter_alone(served: Served) -> Non
             assert torch.allclose(row[real], other[real], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_bf16_the_logits_are_those_of_fp32_to_its_precision(kind: str, tmp_path: Path) -> None:
+    whole = make(kind, tmp_path)
+    packed = PackedModel(whole.tagger.packed.base, whole.tagger.packed.head, load_in="bf16")
+    half = MixedTagger(packed)
+    adapters = [half.read(folder) for folder in whole.folders]
+    assert adapters[0].nbytes * 2 == whole.adapters[0].nbytes
+    rows = [[p.asked.input_ids for p in a.prepare(texts_of(1)).pieces] for a in whole.adapters]
+    batch = batch_of(whole, [row for own in rows for row in own])
+
+    def logits(tagger: MixedTagger, adapters: Sequence[MixedAdapter]) -> list[torch.Tensor]:
+        width = batch.input_ids.shape[1]
+        shares = [Share(a.weights, len(own), width) for a, own in zip(adapters, rows, strict=True)]
+        return tagger.packed.logits(batch, shares)
+
+    real = batch.attention_mask.bool().split([len(own) for own in rows])
+    for part, exact, there in zip(
+        logits(half, adapters), logits(whole.tagger, whole.adapters), real, strict=True
+    ):
+        assert part.dtype == torch.bfloat16
+        near = (part.float() - exact)[there].norm() / exact[there].norm()
+        assert 0 < near < 0.05
+
+
 def test_a_mixed_batch_of_sixteen_finds_what_sixteen_taggers_find(served: Served) -> None:
     asks = [(seed, texts_of(seed)) for seed in range(COUNT)]
     found = tagged(served, asks)

@@ -100,9 +100,9 @@ def _usual_settings() -> Mapping[str, Any]:
 
 
 def read_tensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], device: torch.device
+    path: Path, shapes: Mapping[str, tuple[int, ...]], device: torch.device, dtype: torch.dtype
 ) -> list[Tensor]:
-    """The file's tensors in the order of ``shapes``, in fp32, in one stretch of memory.
+    """The file's tensors in the order of ``shapes``, in one stretch of memory.
 
     Raises ModelError for a file that holds others than these, or numbers that are none.
     """
@@ -122,5 +122,5 @@ def read_tensors(
     whole = torch.cat([stored[name].flatten().float() for name in shapes])
     if not whole.isfinite().all():
         raise ModelError(f"{path} holds weights that are not numbers (NaN or infinite)")
-    parts = whole.to(device).split_with_sizes([stored[name].numel() for name in shapes])
+    parts = whole.to(device, dtype).split_with_sizes([stored[name].numel() for name in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes.values(), strict=True)]

@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import accumulate, groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -170,10 +170,11 @@ class Share:
 
 
 class PackedModel:
-    """A base loaded once, in fp32, for a head, to be asked with any of many adapters.
+    """A base loaded once for a head, to be asked with any of many adapters.
 
     ``targets`` are the layers to adapt, the same for all adapters; none means all linear ones of
-    attention and MLP. Raises ModelError for a base that cannot keep adapters apart.
+    attention and MLP. In bf16 adapters are read, not trained: training keeps fp32. Raises
+    ModelError for a base that cannot keep adapters apart.
     """
 
     def __init__(
@@ -182,12 +183,13 @@ class PackedModel:
         head: HeadName,
         *,
         targets: Sequence[str] = (),
+        load_in: Literal["fp32", "bf16"] = "fp32",
         device: torch.device | None = None,
     ) -> None:
         self.base, self.head = base, head
         self.device = device or torch.device("cpu")
         with RandomState(0, torch.device("cpu")):
-            self.model = load_model(base, head, output_names(head, ("any",)), "fp32", self.device)
+            self.model = load_model(base, head, output_names(head, ("any",)), load_in, self.device)
         self.model.requires_grad_(False)
         self.limit = token_limit(self.model)
         self.tokenizer = load_tokenizer(base.path)
@@ -252,7 +254,8 @@ class PackedModel:
             )
         config = read_config(folder / CONFIG)
         self._check_targets(config.targets)
-        tensors = read_tensors(folder / WEIGHTS, self.shapes(config.rank, card), self.device)
+        shapes = self.shapes(config.rank, card)
+        tensors = read_tensors(folder / WEIGHTS, shapes, self.device, self.model.dtype)
         layers = len(self._paths)
         a, b, output = tensors[:layers], tensors[layers : 2 * layers], tensors[2 * layers :]
         for factor in b:
@@ -341,7 +344,9 @@ class PackedModel:
             outline = self._outline(output_names("tag", ("any",)))
         begun: Any = outline.get_submodule(found[0])
         loaded: Any = self.model.get_submodule(found[0])
-        if not torch.equal(begun.weight, loaded.weight.cpu()):
+        # In bf16 nothing begins here, and other random numbers are drawn.
+        trains = loaded.weight.dtype == torch.float32
+        if trains and not torch.equal(begun.weight, loaded.weight.cpu()):
             raise ModelError(
                 f"{self.base.name} brings an output layer of its own; adapters that start from it "
                 "are trained one at a time"

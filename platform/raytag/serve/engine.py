@@ -45,11 +45,15 @@ class Engine:
         on_gpu = torch.cuda.is_available()
         torch.set_num_threads(settings.cpus)
         self._registry = Registry(settings.registry)
+        load_in = settings.load_in
+        if load_in == "auto":
+            load_in = "bf16" if on_gpu else "fp32"
         self._model = MixedTagger(
             PackedModel(
                 find_base(settings.base, settings.revision),
                 settings.head,
                 targets=settings.targets,
+                load_in=load_in,
                 device=torch.device("cuda" if on_gpu else "cpu"),
             )
         )

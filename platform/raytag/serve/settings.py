@@ -41,6 +41,8 @@ class ServeSettings:
     """CPUs of each model, and so its threads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes GPUs where the cluster has any."""
+    load_in: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of base and adapters; auto is bf16 on a GPU, fp32 elsewhere."""
     batch_tokens: int = 0
     """Most tokens in one forward pass, padding included; 0 is 1024 on a CPU, 16384 on a GPU."""
     batch_seconds: float = 0.25
