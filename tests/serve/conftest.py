@@ -16,6 +16,13 @@ from raytag.serve.settings import ServeSettings
 from s3 import free_port
 
 LEASE = 2.0
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Last of all: what is served here would take its time from all that came after."""
+    items.sort(key=lambda item: item.path.is_relative_to(HERE))
 
 
 @pytest.fixture(scope="package")

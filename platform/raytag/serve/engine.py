@@ -6,6 +6,7 @@ Knows versions, not aliases; what is asked of it at a time is put together to ba
 
 import asyncio
 import hashlib
+import sys
 import time
 import uuid
 
@@ -31,6 +32,8 @@ CPU_TOKENS, GPU_TOKENS = 1024, 16384
 """A batch's tokens where the settings leave them to us."""
 INLINE = 10_000
 """Characters that take too little time to tokenise for a thread of their own."""
+SWITCH_SECONDS = 0.0005
+"""The model's thread lets go of the interpreter after so long: who is refused waits for little."""
 PROBE = "Tim Cook was in Seoul."
 """What a version must have read before it is used."""
 
@@ -44,6 +47,7 @@ class Engine:
         transformers.logging.disable_progress_bar()
         on_gpu = torch.cuda.is_available()
         torch.set_num_threads(settings.cpus)
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._registry = Registry(settings.registry)
         load_in = settings.load_in
         if load_in == "auto":
@@ -83,7 +87,7 @@ class Engine:
             async with self._residents.use(version) as resident:
                 return await self._asked(resident, texts, tenant, until)
         except Overloaded as exc:
-            return Refusal(503, str(exc), exc.retry_after)
+            return Refusal(503, str(exc), exc.retry_after, overload=True)
         except DeadlineExceeded as exc:
             return Refusal(504, str(exc))
         except DataError as exc:

@@ -43,6 +43,8 @@ class Refusal:
     status: int
     detail: str
     retry_after: float | None = None
+    overload: bool = False
+    """Whether too much was waiting for the model."""
     fault: bool = False
 
 

@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from ray import serve
@@ -35,6 +35,8 @@ BODY_PER_CHARACTER = 12
 """Bytes that a character can take in a body: JSON may write it as two escapes."""
 BODY_BESIDES = 1 << 20
 """Bytes of a body that are no text: ids, brackets."""
+HOLD = 0.5
+"""Of the time that requests may wait for a model: what a tenant is turned away for afterwards."""
 logger = logging.getLogger("raytag.serve")
 
 
@@ -55,7 +57,7 @@ class Ingress:
         self._front = Front(
             id=uuid.uuid4().hex,
             settings=settings,
-            engines=_Engines(engines),
+            engines=Models(engines.extract.remote, settings.queue_seconds * HOLD),
             switchboard=_Switchboard(switchboard),
             metrics=self._metrics,
             snapshots=self._snapshots,
@@ -115,21 +117,45 @@ class Ingress:
         return {name: snapshot for several in found for name, snapshot in several}
 
 
-class _Engines:
-    """The models, through Serve. A replica that dies is no reason for a request to fail."""
+class Models:
+    """The models, through Serve. ``extract`` asks one; it may raise that it died.
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._extract = handle.extract
+    A replica that dies is no reason for a request to fail. A tenant that a model turned away for
+    too much waiting is turned away here for the next ``hold`` seconds: a model that has to refuse
+    request after request has less time for those it took.
+    """
+
+    def __init__(
+        self,
+        extract: Callable[[str, list[str], float], Awaitable[list[Spans] | Refusal]],
+        hold: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._extract = extract
+        self._hold = hold
+        self._clock = clock
+        self._held: dict[str, tuple[float, Refusal]] = {}
 
     async def extract(
         self, version: str, texts: list[str], seconds: float
     ) -> list[Spans] | Refusal:
-        until = time.monotonic() + seconds
+        tenant = version.partition("/")[0]
+        now = self._clock()
+        until, refusal = self._held.get(tenant, (now, None))
+        if refusal is not None:
+            if now < until:
+                return refusal
+            del self._held[tenant]
+        answer = await self._asked(version, texts, now + seconds)
+        if isinstance(answer, Refusal) and answer.overload:
+            self._held[tenant] = self._clock() + self._hold, answer
+        return answer
+
+    async def _asked(self, version: str, texts: list[str], until: float) -> list[Spans] | Refusal:
         while True:
-            left = until - time.monotonic()
+            left = until - self._clock()
             try:
-                found: list[Spans] | Refusal = await self._extract.remote(version, texts, left)
-                return found
+                return await self._extract(version, texts, left)
             except RayTaskError:
                 raise
             except (RayActorError, DeploymentUnavailableError) as exc:

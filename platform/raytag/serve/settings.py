@@ -45,9 +45,9 @@ class ServeSettings:
     """Precision of base and adapters; auto is bf16 on a GPU, fp32 elsewhere."""
     batch_tokens: int = 0
     """Most tokens in one forward pass, padding included; 0 is 1024 on a CPU, 16384 on a GPU."""
-    batch_seconds: float = 0.25
+    batch_seconds: float = 0.15
     """About the longest one forward pass may take."""
-    queue_seconds: float = 1.0
+    queue_seconds: float = 0.3
     """Requests that would wait longer than this for their turn are turned away."""
     timeout: float = 10.0
     """Seconds a request may take where it does not say so itself, and the most it may ask for."""
