@@ -39,6 +39,7 @@ CONTAINER = {
 }
 TEMPLATE = {
     "spec": {
+        "automountServiceAccountToken": bool,
         "securityContext": {
             "runAsNonRoot": bool,
             "runAsUser": int,
@@ -192,6 +193,7 @@ def test_pods_get_what_they_are_allowed(name: str) -> None:
     workers = list(pods(name))[1:]
     assert workers
     for pod in workers:
+        assert pod["automountServiceAccountToken"] is False, "only the head's autoscaler has a use"
         assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert pod["nodeSelector"]["nvidia.com/gpu.product"], "kinds of GPU are told apart"
         assert "nvidia.com/gpu" in {one["key"] for one in pod["tolerations"]}
