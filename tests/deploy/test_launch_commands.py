@@ -79,7 +79,7 @@ on_spot = where.options(label_selector={"ray.io/market-type": "spot"})
 found = {
     "spot": ray.get(on_spot.remote(), timeout=150),
     "L4": ray.get(where.options(accelerator_type="L4").remote(), timeout=150),
-    "head": next(n["Resources"] for n in ray.nodes() if n["NodeManagerAddress"] != sys.argv[1]),
+    "head": next(n for n in ray.nodes() if "node:__internal_head__" in n["Resources"])["Resources"],
     "with token": status("127.0.0.1", token),
     "without": status("127.0.0.1"),
     "dashboard from another host": ray.get(dashboard.remote(sys.argv[2]), timeout=60),
@@ -150,10 +150,11 @@ def test_the_commands_bring_up_a_closed_cluster_that_grows(tmp_path: Path) -> No
     (tmp_path / "ray_bootstrap_config.yaml").write_text(json.dumps(one_machine(config)))
     (tmp_path / "driver.py").write_text(DRIVER)
     result = tmp_path / "found.json"
+    offered = json.dumps(config["available_node_types"]["head"]["resources"])
     # As the launcher does it: every command in a shell of its own, a token in the user's home.
     head = [
         f"export RAY_enable_autoscaler_v2=1 RAY_FAKE_CLUSTER=1 RAY_CLOUD_INSTANCE_ID={HEAD_ID}",
-        f"export RAY_OVERRIDE_NODE_ID_FOR_TESTING={HEAD_ID} RAY_OVERRIDE_RESOURCES='{{\"CPU\":0}}'",
+        f"export RAY_OVERRIDE_NODE_ID_FOR_TESTING={HEAD_ID} RAY_OVERRIDE_RESOURCES='{offered}'",
         *config["head_start_ray_commands"],
         "unset RAY_OVERRIDE_RESOURCES RAY_OVERRIDE_NODE_ID_FOR_TESTING RAY_CLOUD_INSTANCE_ID",
         f"RAY_AUTH_MODE=token {sys.executable} {tmp_path}/driver.py {WORKER} {HEAD} {result}",
