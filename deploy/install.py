@@ -1,6 +1,7 @@
 """Install the project into the environment that runs this, versions as in constraints.txt.
 
-Without a GPU, torch's CPU build is taken where its index can be reached; else pip decides.
+Given an index with torch's CPU builds, one of those is taken where there is no GPU and the index
+can be reached; else pip decides.
 """
 
 import argparse
@@ -23,13 +24,14 @@ def reachable(url: str) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--torch-cpu-index", required=True, help="index with CPU builds of torch")
+    parser.add_argument("--torch-cpu-index", help="index with CPU builds of torch")
     parser.add_argument("target", help=". or .[extra]")
     options = parser.parse_args()
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--editable", options.target]
     command += ["--constraint", str(ROOT / "constraints.txt")]
-    if shutil.which("nvidia-smi") is None and reachable(options.torch_cpu_index):
-        command += ["--extra-index-url", options.torch_cpu_index]
+    index = options.torch_cpu_index
+    if index and shutil.which("nvidia-smi") is None and reachable(index):
+        command += ["--extra-index-url", index]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
