@@ -25,7 +25,7 @@ from raytag.errors import RaytagError
 Piece = TypeVar("Piece")
 Answer = TypeVar("Answer")
 
-_AHEAD = 3
+_AHEAD = 2
 """Batches' worth of pieces, in fair order, among which like lengths are sought: more of them pad
 less, and let the unlike wait longer."""
 _RATE = 0.3
