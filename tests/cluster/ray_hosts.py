@@ -46,11 +46,15 @@ class RayHosts:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raytag.serve.proxy.middlewares",
+            # As an image has it installed, for what no job brings with it.
+            "PYTHONPATH": str(ROOT / "platform"),
             **SOONER,
             **variables,
         }
         self.client = network.add("client")
         self.workers: list[Host] = []
+        self._running: dict[str, subprocess.Popen[str]] = {}
         self._tunnel: Relay | None = None
 
     def start_head(self) -> None:
@@ -71,9 +75,16 @@ class RayHosts:
     def add_worker(self) -> Host:
         """A new host, which joins within seconds."""
         worker = self.network.add(f"worker{len(self.network.hosts)}")
-        self._ray(worker, f"--address={self.head.address}:{GCS}", "--num-cpus=1")
         self.workers.append(worker)
+        self.join(worker)
         return worker
+
+    def join(self, worker: Host) -> None:
+        self._ray(worker, f"--address={self.head.address}:{GCS}", "--num-cpus=1")
+
+    def ended(self, worker: Host) -> bool:
+        """Whether its ``ray start --block`` is over."""
+        return self._running[worker.address].poll() is not None
 
     def have_workers(self, count: int) -> list[Host]:
         """So many workers that are up, some of them new and some sent away if need be."""
@@ -93,11 +104,24 @@ class RayHosts:
     def alive(self) -> set[str]:
         """Addresses of the hosts that the head holds to be alive; none while it does not answer."""
         try:
-            said = self.ask("/api/v0/nodes")
+            return {node["node_ip"] for node in self._listed("nodes") if node["state"] == "ALIVE"}
         except OSError:
             return set()
-        nodes = said["data"]["result"]["result"]
-        return {node["node_ip"] for node in nodes if node["state"] == "ALIVE"}
+
+    def training(self) -> set[str]:
+        """Addresses of the hosts where a training worker is."""
+        nodes = {node["node_id"]: node["node_ip"] for node in self._listed("nodes")}
+        return {
+            nodes[actor["node_id"]]
+            for actor in self._listed("actors")
+            if actor["class_name"] == "RayTrainWorker" and actor["state"] == "ALIVE"
+        }
+
+    def _listed(self, kind: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.ask(f"/api/v0/{kind}?limit=1000")["data"]["result"][
+            "result"
+        ]
+        return found
 
     def ask(self, path: str) -> Any:
         """What the dashboard answers to a GET."""
@@ -109,12 +133,18 @@ class RayHosts:
             return json.load(answer)
 
     def submit(self, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
-        """``ray job submit``, on the client, in the project's folder."""
+        """``ray job submit``, on the client."""
+        return self.on_client("ray", "job", "submit", *arguments, **variables)
+
+    def on_client(self, *command: str, **variables: str) -> "subprocess.Popen[str]":
+        """A command of a user's, on the client, in the project's folder."""
+        dashboard = f"http://127.0.0.1:{DASHBOARD}"
         return self.client.start(
-            [RAY, "job", "submit", *arguments],
+            command,
             {
                 **self.variables,
-                "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD}",
+                "RAY_API_SERVER_ADDRESS": dashboard,  # where `ray job` asks
+                "RAY_DASHBOARD_ADDRESS": dashboard,  # where `serve` does
                 **variables,
             },
             stdout=subprocess.PIPE,
@@ -131,8 +161,10 @@ class RayHosts:
 
     def _ray(self, host: Host, *arguments: str) -> None:
         command = [RAY, "start", *arguments, "--object-store-memory=200000000", "--block"]
-        with (host.own / "ray.log").open("w") as log:
-            host.start(command, self.variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        with (host.own / "ray.log").open("a") as log:
+            self._running[host.address] = host.start(
+                command, self.variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
 
 
 def until(true: Callable[[], bool], seconds: float, what: str = "") -> float:
