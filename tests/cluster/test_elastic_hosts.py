@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-INTERVAL = 10
+INTERVAL = 15
 """Steps between checkpoints."""
 
 
 @pytest.fixture(scope="module")
 def flags(s3: "S3Client") -> list[str]:
     s3.create_bucket(Bucket="elastic")
-    data = put_sample("s3://elastic", 200, 100, 20)
+    data = put_sample("s3://elastic", 120, 100, 20)
     # Dropout's masks are each worker's own: without it, two workers compute what three do.
     shape = ["--batch-size", "4", "--epochs", "12", "--lr", "3e-4", "--dropout", "0"]
-    when = ["--checkpoint-every", str(INTERVAL), "--eval-every", "150", "--patience", "0"]
+    when = ["--checkpoint-every", str(INTERVAL), "--eval-every", "120", "--patience", "0"]
     return [*data, *shape, *when, "--zero", "2"]
 
 

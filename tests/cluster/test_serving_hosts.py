@@ -148,9 +148,9 @@ def asked(service: Service, seconds: float, at: dict[float, Callable[[], object]
 
 
 def _loaded(service: Service) -> Host:
-    """The worker whose loss hurts most: the switchboard's, if that is on a worker."""
-    alone = service.where("Switchboard") + service.where("Ingress")
-    return max(service.hosts.workers, key=lambda worker: alone.count(worker.address))
+    """The worker whose loss hurts most."""
+    ingresses = service.where("Ingress")
+    return max(service.hosts.workers, key=lambda worker: ingresses.count(worker.address))
 
 
 def test_a_host_is_killed_and_requests_succeed(mended: Service) -> None:
