@@ -26,6 +26,8 @@ ONGOING_PER_REPLICA = 16.0
 MANY = 1_000_000
 """More than there can be: ingresses and engines turn requests away themselves, and say why."""
 START_SECONDS = 600.0
+ON_THE_HEAD = {"node:__internal_head__": 0.001}
+"""The resource by which Ray knows the head of a cluster."""
 
 
 def application(settings: ServeSettings, on_gpu: bool) -> Application:
@@ -47,7 +49,9 @@ def application(settings: ServeSettings, on_gpu: bool) -> Application:
     switchboard = serve.deployment(
         num_replicas=1,
         max_ongoing_requests=MANY,
-        ray_actor_options={"num_cpus": 0},
+        # Where Serve's controller is: were it on another host, that one's silence would last
+        # longer than a lease, and no ingress could answer meanwhile.
+        ray_actor_options={"num_cpus": 0, "resources": ON_THE_HEAD},
         health_check_period_s=0.5,  # nobody stands in for it: its end is to be noticed soon
         logging_config=quiet,
     )(Switchboard).bind(settings, engine)
