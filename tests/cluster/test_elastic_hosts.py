@@ -18,10 +18,10 @@ INTERVAL = 15
 @pytest.fixture(scope="module")
 def flags(s3: "S3Client") -> list[str]:
     s3.create_bucket(Bucket="elastic")
-    data = put_sample("s3://elastic", 120, 100, 20)
+    data = put_sample("s3://elastic", 300, 100, 20)
     # Dropout's masks are each worker's own: without it, two workers compute what three do.
-    shape = ["--batch-size", "4", "--epochs", "12", "--lr", "3e-4", "--dropout", "0"]
-    when = ["--checkpoint-every", str(INTERVAL), "--eval-every", "120", "--patience", "0"]
+    shape = ["--batch-size", "8", "--epochs", "12", "--lr", "3e-4", "--dropout", "0"]
+    when = ["--checkpoint-every", str(INTERVAL), "--eval-every", "150", "--patience", "0"]
     return [*data, *shape, *when, "--zero", "2"]
 
 
