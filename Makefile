@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTALL := $(BIN)/python deploy/install.py --torch-cpu-index $(TORCH_CPU_INDEX)
 
-.PHONY: quickstart test test-slow check format sample clean
+.PHONY: quickstart test test-slow test-cluster check format sample clean
 
 $(VENV)/installed: pyproject.toml constraints.txt deploy/install.py
 	$(PYTHON) -m venv $(VENV)
@@ -32,10 +32,14 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 
 test: check
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not cluster"
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/pytest -m slow
+
+# On hosts made of network namespaces: as root on Linux, with iproute2 and util-linux.
+test-cluster: $(VENV)/installed-dev
+	$(BIN)/pytest -m cluster
 
 sample: $(VENV)/installed
 	$(BIN)/python sample/make_corpora.py

@@ -3,6 +3,7 @@
 Knows Ray Serve; the work is done in ``engine.py``, ``ingress.py`` and ``switchboard.py``.
 """
 
+import math
 import signal
 import threading
 from collections.abc import Mapping
@@ -27,10 +28,12 @@ ONGOING_PER_REPLICA = 16.0
 MANY = 1_000_000
 """More than there can be: ingresses and engines turn requests away themselves, and say why."""
 START_SECONDS = 600.0
+ON_THE_HEAD = {"node:__internal_head__": 0.001}
+"""The resource by which Ray knows the head of a cluster."""
 
 
-def application(settings: ServeSettings, on_gpu: bool) -> Application:
-    """The deployments of one application, bound to each other."""
+def application(settings: ServeSettings, on_gpu: bool, hosts: int) -> Application:
+    """The deployments of one application, bound to each other, for a cluster of so many hosts."""
     low, high = settings.replica_range
     quiet = {"enable_access_log": False}  # an ingress writes its own line for each request
     engine = serve.deployment(
@@ -48,12 +51,16 @@ def application(settings: ServeSettings, on_gpu: bool) -> Application:
     switchboard = serve.deployment(
         num_replicas=1,
         max_ongoing_requests=MANY,
-        ray_actor_options={"num_cpus": 0},
+        # Where Serve's controller is: were it on another host, that one's silence would last
+        # longer than a lease, and no ingress could answer meanwhile.
+        ray_actor_options={"num_cpus": 0, "resources": ON_THE_HEAD},
         health_check_period_s=0.5,  # nobody stands in for it: its end is to be noticed soon
         logging_config=quiet,
     )(Switchboard).bind(settings, engine)
     return serve.deployment(
         num_replicas=settings.ingresses,
+        # They ask for no CPU, so Serve may put all of them on one host, which may die.
+        max_replicas_per_node=math.ceil(settings.ingresses / hosts),
         max_ongoing_requests=MANY,
         ray_actor_options={"num_cpus": 0},
         health_check_period_s=2,
@@ -65,7 +72,7 @@ def application(settings: ServeSettings, on_gpu: bool) -> Application:
 def build(arguments: Mapping[str, Any]) -> Application:
     """For ``serve deploy`` and ``serve run``: the settings are the application's ``args``."""
     settings = settings_from(ServeSettings, arguments)
-    return application(settings, _on_gpu(settings))
+    return application(settings, _on_gpu(settings), len(nodes()))
 
 
 def run(settings: ServeSettings) -> None:
@@ -77,7 +84,7 @@ def run(settings: ServeSettings) -> None:
     connect("serve.py")
     on_gpu = _on_gpu(settings)
     serve.start(proxy_location=ProxyLocation.Disabled)
-    serve.run(application(settings, on_gpu), name=NAME, route_prefix="/")
+    serve.run(application(settings, on_gpu, len(nodes())), name=NAME, route_prefix="/")
     print(f"serving on http://{settings.host}:{settings.port} (docs at /docs)", flush=True)
     if not settings.wait:
         return

@@ -12,6 +12,7 @@ Knows the order of things and the layout of the output; training itself is the w
 """
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -38,6 +39,10 @@ from raytag.train.memory import GIB, MemoryNeed, memory_need
 from raytag.train.publish import Published, publish
 from raytag.train.settings import FinetuneSettings
 from raytag.train.worker import Outcome, TrainJob, train_worker
+
+START_SOON = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+"""Of an elastic group that has not got its workers by then, Ray counts the hosts again. It starts
+at once after a death, before the host is missed, and would wait a minute for the one that died."""
 
 
 def finetune(settings: FinetuneSettings) -> Published | None:
@@ -268,6 +273,8 @@ def _train(job: TrainJob, device: str) -> Outcome:
     low, high = settings.worker_range
     workers: Any = low if low == high else (low, high)
     each = {"CPU": settings.cpus, **({"GPU": 1} if device == "gpu" else {})}
+    if low < high:
+        os.environ.setdefault(*START_SOON)
     failure: Exception | None = None
     follower.start()
     with tempfile.TemporaryDirectory() as scratch:
