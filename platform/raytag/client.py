@@ -155,7 +155,8 @@ class Patience:
 
         Extraction changes nothing at the service, so a request whose answer was lost is asked
         again too. Pauses grow exponentially, with full jitter [1], on top of what a Retry-After
-        asks for; one that does not fit into what is left fails at once.
+        asks for; one that does not fit into what is left fails at once. A try that is not the last
+        may take half of what is left.
 
         [1] M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
         """
@@ -163,7 +164,8 @@ class Patience:
             left = deadline - clock()
             if left < _LEAST:
                 raise self._late(request, made - 1)
-            outcome = yield Send(request, left)
+            # Where a host has vanished nothing answers: the other tries need time of their own.
+            outcome = yield Send(request, left if made == self.tries else left / 2)
             assert outcome is not None
             if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
                 return outcome
