@@ -1,12 +1,11 @@
-"""Documents, entities and examples: character offsets and what always holds for them.
+"""Entities and examples: character offsets and what always holds for them.
 
 Knows nothing of tokens, models or files. Offsets count Python characters (Unicode code
 points) of the text exactly as it came in; ``end`` is excluded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,15 +32,6 @@ class Entity:
 
     def overlaps(self, other: "Entity") -> bool:
         return self.start < other.end and other.start < self.end
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text with an id and whatever came along with it."""
-
-    id: str
-    text: str
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
