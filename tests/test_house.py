@@ -20,12 +20,13 @@ BELOW = {
     "report": {"errors", "storage", "text"},
     "model": {"errors", "storage", "text"},
     "registry": {"errors", "storage", "text", "report", "model"},
-    "train": {"errors", "storage", "text", "report", "model", "registry", "cluster"},
-    "bulk": {"errors", "storage", "text", "report", "model", "registry", "cluster"},
-    "serve": {
-        *("errors", "storage", "text", "report", "model", "registry"),
-        *("cluster", "arguments"),
-    },
+    **dict.fromkeys(
+        ("train", "bulk", "serve"),
+        {
+            *("errors", "storage", "text", "report", "model", "registry"),
+            *("cluster", "arguments"),
+        },
+    ),
     "arguments": {"errors"},
     "client": {"errors", "text", "registry"},
     "cluster": {"errors"},

@@ -3,6 +3,7 @@
 Knows how a dataclass of settings is read, not which there are.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +23,20 @@ def read_settings(kind: type[Settings], arguments: Sequence[str], program: str) 
 def settings_from(kind: type[Settings], content: Mapping[str, Any]) -> Settings:
     """As :func:`read_settings`, from what a YAML file held."""
     return _read(kind, "", dict(content))
+
+
+def read_range(name: str, said: str, alternative: str = "") -> tuple[int, int]:
+    """(fewest, most) of a setting such as ``4`` or ``2:8``, at least 1. Raises SettingsError.
+
+    ``alternative`` is what else the setting may say, for the message.
+    """
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", said, re.ASCII)
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= low <= high:
+        raise SettingsError(
+            f"{name} must be {alternative}a number or a range such as 2:8, not {said}"
+        )
+    return low, high
 
 
 def _read(kind: type[Settings], program: str, given: list[str] | dict[str, Any]) -> Settings:

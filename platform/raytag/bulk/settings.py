@@ -3,10 +3,10 @@
 Every refusal here happens before the corpus or the model is touched.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
+from raytag.arguments import read_range
 from raytag.errors import SettingsError
 
 
@@ -92,10 +92,4 @@ class TagSettings:
         """(fewest, most) actors; None for as many as fit."""
         if self.actors == "auto":
             return None
-        found = re.fullmatch(r"(\d+)(?::(\d+))?", self.actors)
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= low <= high:
-            raise SettingsError(
-                f"actors must be auto, a number or a range such as 2:16: {self.actors}"
-            )
-        return low, high
+        return read_range("actors", self.actors, "auto, ")

@@ -3,11 +3,11 @@
 Every refusal here happens before a model is loaded or a port is opened.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from raytag.arguments import read_range
 from raytag.errors import SettingsError
 from raytag.model.settings import HeadName
 from raytag.serve.limits import Limits
@@ -92,10 +92,4 @@ class ServeSettings:
     @property
     def replica_range(self) -> tuple[int, int]:
         """(fewest, most) models."""
-        found = re.fullmatch(r"(\d+)(?::(\d+))?", self.replicas)
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= low <= high:
-            raise SettingsError(
-                f"replicas must be a number or a range such as 1:4: {self.replicas}"
-            )
-        return low, high
+        return read_range("replicas", self.replicas)

@@ -3,10 +3,10 @@
 Every refusal here happens before data or models are touched.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
+from raytag.arguments import read_range
 from raytag.errors import SettingsError
 from raytag.model.settings import HeadName, LoadIn, LoraPlusSettings, LoraSettings
 from raytag.registry.names import check_name
@@ -203,8 +203,4 @@ class FinetuneSettings:
     @property
     def worker_range(self) -> tuple[int, int]:
         """(fewest, most) workers."""
-        found = re.fullmatch(r"(\d+)(?::(\d+))?", self.workers)
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= low <= high:
-            raise SettingsError(f"workers must be a number or a range such as 2:8: {self.workers}")
-        return low, high
+        return read_range("workers", self.workers)
