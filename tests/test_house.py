@@ -13,6 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "platform"
 MODULES = sorted((SOURCE / "raytag").rglob("*.py"))
 
+JOBS_USE = {
+    *("errors", "storage", "text", "report", "model", "registry"),
+    *("cluster", "arguments"),
+}
 BELOW = {
     "errors": set[str](),
     "storage": {"errors"},
@@ -20,13 +24,9 @@ BELOW = {
     "report": {"errors", "storage", "text"},
     "model": {"errors", "storage", "text"},
     "registry": {"errors", "storage", "text", "report", "model"},
-    **dict.fromkeys(
-        ("train", "bulk", "serve"),
-        {
-            *("errors", "storage", "text", "report", "model", "registry"),
-            *("cluster", "arguments"),
-        },
-    ),
+    "train": JOBS_USE,
+    "bulk": JOBS_USE,
+    "serve": JOBS_USE,
     "arguments": {"errors"},
     "client": {"errors", "text", "registry"},
     "cluster": {"errors"},
