@@ -247,7 +247,7 @@ def test_auto_is_what_the_bases_own_files_are_in(own: Made, tmp_path: Path) -> N
     change_card(own, base_fingerprint=own.base.fingerprint())
     result = merge_adapter(settings(own, tmp_path / "merged"))
     assert result.dtype == "bf16"
-    assert result.difference > LOGIT_TOLERANCE["fp32"] / 10
+    assert result.difference > 1e-4
 
 
 def test_annotated_text_is_scored_with_both(made: dict[str, Made], tmp_path: Path) -> None:

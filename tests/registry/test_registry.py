@@ -323,6 +323,18 @@ def test_a_record_that_is_none_is_named(root: str, adapter: str, change: dict[st
         Registry(root).resolve("acme/news@1")
 
 
+@pytest.mark.parametrize("version", [0, -1, 10**9, "1", True])
+def test_a_move_to_no_version_is_named(root: str, adapter: str, version: object) -> None:
+    registry = Registry(root)
+    registry.publish(adapter, "acme", "news")
+    registry.promote("acme/news@1", "production")
+    uri = domain(root).uri("aliases", "production", f"{key(1)}.json")
+    content = json.loads(storage.read_bytes(uri))
+    storage.write_bytes(uri, json.dumps({**content, "version": version}).encode())
+    with pytest.raises(StorageError, match=f"^{uri} "):
+        Registry(root).resolve("acme/news@production")
+
+
 def test_a_root_must_be_one() -> None:
     for wrong in ("", "/"):
         with pytest.raises(SettingsError, match="is no registry"):

@@ -146,9 +146,11 @@ def test_a_canary_that_cannot_be_is_refused(settings: dict[str, object], message
     "settings",
     [
         {"min_requests": 0},
+        {"min_requests": 10**400},
         {"max_error_rate": -0.1},
         {"max_latency_ratio": 0.0},
         {"max_latency_ratio": float("nan")},
+        {"max_latency_ratio": float("inf")},
         {"min_agreement": 1.1},
     ],
 )

@@ -209,7 +209,7 @@ def test_entities_come_with_offsets_into_the_text_as_sent(
     (seen,) = service.seen
     assert (seen.command, seen.path) == ("POST", "/v1/acme/news/entities")
     assert seen.headers["Authorization"] == f"Bearer {KEY}"
-    assert 9 < float(seen.headers["Raytag-Timeout"]) <= 10
+    assert 4.5 < float(seen.headers["Raytag-Timeout"]) <= 5, "half is for other tries"
     assert extract(service.url, [TEXT])[0][0].score == 0.5
 
 
@@ -248,8 +248,9 @@ def test_what_may_pass_is_asked_again(service: Service, extract: Extract, failin
     assert extract(service.url, [TEXT]) == [FOUND]
     assert len(service.seen) == 3
     assert len({seen.headers["X-Request-Id"] for seen in service.seen}) == 1
-    left = [float(seen.headers["Raytag-Timeout"]) for seen in service.seen]
-    assert left == sorted(left, reverse=True)
+    first, second, last = (float(seen.headers["Raytag-Timeout"]) for seen in service.seen)
+    assert 5 >= first >= second > 4, "half of what is left"
+    assert 2 * second > last > 8, "all of it"
     assert len({seen.body for seen in service.seen}) == 1
 
 

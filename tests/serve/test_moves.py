@@ -192,6 +192,20 @@ def test_a_shadow_never_answers(served: Served) -> None:
     assert not found.failed
 
 
+@pytest.mark.parametrize("rule", ['"min_requests": 1' + 400 * "0", '"max_latency_ratio": 1e999'])
+def test_a_rule_beyond_all_numbers_is_refused(served: Served, rule: str) -> None:
+    answer = httpx.post(
+        f"{served.url}/v1/acme/news/aliases/production/canary",
+        content='{"version": 2, "share": 0.5, ' + rule + "}",
+        headers={
+            "Authorization": f"Bearer {served.keys['release']}",
+            "Content-Type": "application/json",
+        },
+    )
+    assert answer.status_code == 422, answer.text
+    assert release(served, "news", method="GET")["canary"] is None
+
+
 def test_an_alias_moves_only_for_a_key_that_may(served: Served) -> None:
     answer = httpx.post(
         f"{served.url}/v1/acme/news/aliases/production",

@@ -80,6 +80,8 @@ def test_models_are_listed(served: Served) -> None:
         ("/nothing", None, 401, "no key"),
         ("/nothing", "acme", 404, "no such path"),
         ("/metrics", "acme", 403, "operators"),
+        ("/metrics%0a", "acme", 404, "such characters"),
+        ("/v1/globex/models%0a", "acme", 404, "such characters"),
     ],
 )
 def test_what_is_refused_and_why(

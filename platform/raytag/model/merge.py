@@ -58,9 +58,10 @@ from raytag.text.score import score
 from raytag.text.spans import Example
 from raytag.text.windows import split
 
-LOGIT_TOLERANCE: Mapping[MergedDtype, float] = {"fp32": 1e-3, "bf16": 0.05}
+LOGIT_TOLERANCE: Mapping[MergedDtype, float] = {"fp32": 4e-3, "bf16": 0.05}
 """Largest difference of a logit over the largest logit. B(Ax) and (BA)x differ by what fp32
-rounds: 1e-6 for adapters as training makes them, 3e-5 for weights twenty times as large. With
+rounds: 1e-6 for adapters as training makes them, 3e-5 for weights twenty times as large, 1e-3 for
+large random ones, where either is as far from the same in float64. With
 the least of the sample adapter's 42 layers forgotten it is 2e-2. bf16 rounds weights and
 activations to 8 bits, which makes 0.012 there and 0.03 at the most for others of its size."""
 F1_TOLERANCE: Mapping[MergedDtype, float] = {"fp32": 0.0, "bf16": 0.002}

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 from raytag.errors import StorageError
+from raytag.registry.names import LAST_NUMBER
 
 FORMAT = 1
 _UID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{12}", re.ASCII)
@@ -133,6 +134,12 @@ class Move:
     @classmethod
     def from_json(cls, data: bytes, uri: str) -> "Move":
         return _from_json(data, uri, "move of an alias", lambda content: cls(**content))
+
+    def __post_init__(self) -> None:
+        if self.version is None:
+            return
+        if type(self.version) is not int or not 1 <= self.version <= LAST_NUMBER:
+            raise ValueError(f"{self.version} is no version number")
 
 
 @dataclass(frozen=True, kw_only=True)

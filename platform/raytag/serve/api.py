@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from raytag import __version__
 from raytag.errors import SettingsError
 from raytag.registry.names import LAST_NUMBER, check_name, check_word
-from raytag.serve.canary import Rule
+from raytag.serve.canary import MOST_LATENCY_RATIO, MOST_REQUESTS, Rule
 from raytag.serve.front import Answered, Front
 from raytag.serve.gate import DOCS_FILES, Visit
 from raytag.serve.metrics import CONTENT_TYPE
@@ -105,9 +105,9 @@ class CanaryAsk(BaseModel):
     version: int = Field(ge=1, le=LAST_NUMBER, examples=[4])
     share: float = Field(gt=0, le=1, strict=False, examples=[0.1])
     shadow: bool = False
-    min_requests: int = Field(default=200, ge=1)
+    min_requests: int = Field(default=200, ge=1, le=MOST_REQUESTS)
     max_error_rate: float = Field(default=0.01, ge=0, le=1, strict=False)
-    max_latency_ratio: float = Field(default=1.5, gt=0, strict=False)
+    max_latency_ratio: float = Field(default=1.5, gt=0, le=MOST_LATENCY_RATIO, strict=False)
     min_agreement: float = Field(default=0.8, ge=0, le=1, strict=False)
 
 

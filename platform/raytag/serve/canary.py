@@ -16,6 +16,10 @@ Found = Sequence[Sequence[Entity]]
 """The entities of a request's documents, in the documents' order."""
 
 
+MOST_REQUESTS = 1_000_000
+MOST_LATENCY_RATIO = 1000.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """What a candidate must hold to take the place of the version in use, the incumbent."""
@@ -30,10 +34,13 @@ class Rule:
     """The least F1 of its entities against the incumbent's."""
 
     def __post_init__(self) -> None:
-        if self.min_requests < 1:
-            raise SettingsError(f"min_requests must be at least 1, not {self.min_requests}")
-        if not 0 < self.max_latency_ratio < float("inf"):
-            raise SettingsError(f"max_latency_ratio must be above 0, not {self.max_latency_ratio}")
+        if not 1 <= self.min_requests <= MOST_REQUESTS:
+            raise SettingsError(f"min_requests must be from 1 to {MOST_REQUESTS:,}")
+        if not 0 < self.max_latency_ratio <= MOST_LATENCY_RATIO:
+            raise SettingsError(
+                f"max_latency_ratio must be above 0 and at most {MOST_LATENCY_RATIO:,}, "
+                f"not {self.max_latency_ratio}"
+            )
         for name in ("max_error_rate", "min_agreement"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"{name} must be from 0 to 1, not {getattr(self, name)}")

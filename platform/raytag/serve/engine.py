@@ -119,7 +119,7 @@ class Engine:
         except RaytagError as exc:
             return str(exc)
 
-    def snapshot(self) -> tuple[str, bytes]:
+    async def snapshot(self) -> tuple[str, bytes]:
         """(this process's name, its metrics)."""
         return self._name, self._metrics.snapshot()
 

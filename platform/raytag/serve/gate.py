@@ -109,6 +109,9 @@ class Gate:
             raise Problem(503, str(exc), retry_after=5.0) from exc
         except Unauthorized as exc:
             raise Problem(401, str(exc)) from exc
+        # A route's pattern ends in $, which matches before a last newline as well.
+        if not path.isprintable():
+            raise Problem(404, "no path has such characters in it")
         if path in FOR_OPERATORS or identity.role == "operator":
             if path not in FOR_OPERATORS or identity.role != "operator":
                 raise Problem(403, "this takes a key of the operators, who have no other routes")

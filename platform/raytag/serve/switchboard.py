@@ -8,7 +8,7 @@ registry; not requests.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
@@ -119,7 +119,7 @@ class Switchboard:
 
         return await self._told(stop)
 
-    def snapshot(self) -> tuple[str, bytes]:
+    async def snapshot(self) -> tuple[str, bytes]:
         """(this process's name, its metrics)."""
         return "switchboard", self._metrics.snapshot()
 
@@ -127,14 +127,17 @@ class Switchboard:
         """Follow the registry and the canaries, as long as this lives."""
         while True:
             try:
-                tracked = self._switch.tracked(time.monotonic())
+                tracked = set(self._switch.tracked(time.monotonic()))
                 self._looks = {ref: lock for ref, lock in self._looks.items() if ref in tracked}
                 self._logs = {ref: log for ref, log in self._logs.items() if ref in tracked}
                 self._last = {ref: last for ref, last in self._last.items() if ref in tracked}
-                await asyncio.gather(*(self._look(alias) for alias in tracked))
+                await self._look_at(tracked)
                 self._begin_loads()
                 for alias, canary, decision in self._switch.decisions():
-                    await self._carry_out(alias, canary, decision.verdict, decision.reason)
+                    try:
+                        await self._carry_out(alias, canary, decision.verdict, decision.reason)
+                    except RaytagError as exc:
+                        logger.warning("canary of %s could not be ended: %s", alias, exc)
                 self._note(tracked)
             except Exception as exc:  # a store that is away comes back; the leases run on
                 logger.warning("the registry could not be followed: %s", exc)
@@ -149,6 +152,15 @@ class Switchboard:
             self._switch.stop_canary(alias, time.monotonic(), reason)
         logger.info("canary of %s, version %d: %s, %s", alias, canary.version, verdict, reason)
 
+    async def _look_at(self, aliases: Collection[Ref]) -> None:
+        """Each by itself: one tenant's broken records keep nobody else's from being followed."""
+        looks = (self._look(alias) for alias in aliases)
+        for alias, failed in zip(
+            aliases, await asyncio.gather(*looks, return_exceptions=True), strict=True
+        ):
+            if isinstance(failed, Exception):
+                logger.warning("%s could not be followed: %s", alias, failed)
+
     async def _look(self, alias: Ref) -> None:
         # In turn, so that an older look is never taken for a newer one.
         async with self._looks.setdefault(alias, asyncio.Lock()):
@@ -160,7 +172,7 @@ class Switchboard:
             self._switch.observe(alias, versions, time.monotonic())
 
     async def _bring_up(self, aliases: list[Ref]) -> None:
-        await asyncio.gather(*(self._look(alias) for alias in aliases))
+        await self._look_at(aliases)
         await asyncio.gather(*self._begin_loads())
 
     async def _settled(self, alias: Ref, wait: float) -> dict[str, Any]:
@@ -210,7 +222,7 @@ class Switchboard:
             raise RuntimeError("there is no engine")
         return next((reason for reason in reasons if reason is not None), None)
 
-    def _note(self, tracked: list[Ref]) -> None:
+    def _note(self, tracked: Collection[Ref]) -> None:
         """Count what has ended since the last time."""
         for alias in tracked:
             before, now = self._last.get(alias), self._status(alias)
