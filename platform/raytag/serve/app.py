@@ -14,7 +14,7 @@ from ray.serve import Application
 from ray.serve.config import ProxyLocation
 
 from raytag.arguments import settings_from
-from raytag.cluster import connect, nodes
+from raytag.cluster import check_closed, connect, nodes
 from raytag.errors import ResourceError
 from raytag.serve.engine import Engine
 from raytag.serve.http import check_port
@@ -72,6 +72,7 @@ def application(settings: ServeSettings, on_gpu: bool, hosts: int) -> Applicatio
 def build(arguments: Mapping[str, Any]) -> Application:
     """For ``serve deploy`` and ``serve run``: the settings are the application's ``args``."""
     settings = settings_from(ServeSettings, arguments)
+    check_closed()
     return application(settings, _on_gpu(settings), len(nodes()))
 
 
