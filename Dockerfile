@@ -18,11 +18,16 @@ RUN apt-get update \
 RUN useradd --uid 1000 --create-home --shell /bin/bash ray \
     && install --directory --owner ray --group ray --mode 700 /home/ray/.ray
 
-# HOME: the launcher reads it here. Without a token, Ray in this image does not start.
+# HOME: the launcher reads it here. Without a token, Ray in this image does not start. The head asks
+# every host each second whether it lives, and gives up on one that fails to answer five times:
+# a host that falls silent is missed within half a minute, where Ray's own values take a whole one.
 ENV HOME=/home/ray \
     PIP_NO_CACHE_DIR=1 \
     RAY_AUTH_MODE=token \
-    RAY_USAGE_STATS_ENABLED=0
+    RAY_USAGE_STATS_ENABLED=0 \
+    RAY_health_check_period_ms=1000 \
+    RAY_health_check_timeout_ms=2000 \
+    RAY_health_check_failure_threshold=5
 WORKDIR /home/ray/raytag
 
 # What installing needs: packages change seldom and the code often, so each has a layer.

@@ -15,7 +15,7 @@ MODULES = sorted((SOURCE / "raytag").rglob("*.py"))
 
 JOBS_USE = {
     *("errors", "storage", "text", "report", "model", "registry"),
-    *("cluster", "arguments"),
+    *("cluster", "placement", "arguments"),
 }
 BELOW = {
     "errors": set[str](),
@@ -30,11 +30,12 @@ BELOW = {
     "arguments": {"errors"},
     "client": {"errors", "text", "registry"},
     "cluster": {"errors"},
+    "placement": {"errors", "cluster"},
     "local": {"errors"},
 }
 """Room -> the rooms it may import from, besides itself. What is not here stands at the top."""
 
-USES_RAY = {"cluster", "train", "bulk", "serve"}
+USES_RAY = {"cluster", "placement", "train", "bulk", "serve"}
 NO_TORCH = {"text", "report", "errors", "storage", "local", "__init__"}
 
 

@@ -1,6 +1,7 @@
 """Settings from YAML and flags: one way for all jobs.
 
-Knows how a dataclass of settings is read, not which there are.
+Knows how a dataclass of settings is read, and values that several jobs take; not which jobs there
+are.
 """
 
 import re
@@ -37,6 +38,15 @@ def read_range(name: str, said: str, alternative: str = "") -> tuple[int, int]:
             f"{name} must be {alternative}a number or a range such as 2:8, not {said}"
         )
     return low, high
+
+
+def check_accelerator(accelerator: str | None, device: str) -> None:
+    """Raises SettingsError where a kind of GPU is asked for on CPUs."""
+    if accelerator is not None and device == "cpu":
+        raise SettingsError(
+            f"--accelerator {accelerator} is a kind of GPU, and --device cpu takes none; leave one "
+            "of them away"
+        )
 
 
 def _read(kind: type[Settings], program: str, given: list[str] | dict[str, Any]) -> Settings:

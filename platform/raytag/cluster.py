@@ -7,18 +7,54 @@ import logging
 import os
 from pathlib import Path
 
+import grpc
 import ray
+from ray.exceptions import AuthenticationError
 
 from raytag.errors import ResourceError, SettingsError
+
+ALLOW_OPEN = "RAYTAG_ALLOW_OPEN_CLUSTER"
+"""Environment variable: 1 takes a cluster that asks nobody for a token."""
+_ANSWER_SECONDS = 30.0
 
 
 def connect(program: str) -> None:
     """Join the cluster this process was submitted to, or the one the environment names.
 
-    ``program`` is named where there is none: ResourceError.
+    ``program`` is named where there is none: ResourceError. An open cluster is refused, see
+    :func:`check_closed`.
     """
-    if ray.is_initialized():
+    if not ray.is_initialized():
+        _join(program)
+    check_closed()
+
+
+def check_closed() -> None:
+    """Refuse a cluster that serves whoever shows no token: ResourceError.
+
+    Ray does not say it, and a driver with a token joins an open cluster in silence; so it is asked
+    without one.
+    """
+    if os.environ.get(ALLOW_OPEN) == "1":
         return
+    address = ray.get_runtime_context().gcs_address
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            ask(b"", timeout=_ANSWER_SECONDS)
+            found = "is open: whoever reaches it can run programs on it"
+        except grpc.RpcError as exc:
+            if exc.code() is grpc.StatusCode.UNAUTHENTICATED:
+                return
+            found = f"does not say whether it is open ({exc.code().name})"
+    raise ResourceError(
+        f"the Ray cluster at {address} {found}; start every node of it with RAY_AUTH_MODE=token "
+        f"(docs/operations.md), or set {ALLOW_OPEN}=1 in the job's environment to run there all "
+        "the same"
+    )
+
+
+def _join(program: str) -> None:
     source = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
     try:
@@ -44,7 +80,13 @@ def connect(program: str) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except ConnectionError as exc:
+    except (ConnectionError, AuthenticationError) as exc:
+        if named := os.environ.get("RAY_ADDRESS"):
+            raise ResourceError(
+                f"the Ray cluster at {named} lets nobody in from here: it is not up, or "
+                "RAY_AUTH_MODE=token and its token (RAY_AUTH_TOKEN or ~/.ray/auth_token) are not "
+                "set here"
+            ) from exc
         raise ResourceError(
             "no Ray cluster to run on: submit this job with `ray job submit`, or run it with "
             f"`python -m raytag.local -- python jobs/{program} …`"

@@ -176,7 +176,7 @@ def test_wrong_credentials_are_said(
         ({"input": "s3://no-such-bucket/x"}, "has no bucket 'no-such-bucket'"),
         (
             {"actors": "64"},
-            "64 actors of 1 CPU\\(s\\) do not fit the cluster, which has room for 2",
+            "no room for 64 actors of 1 CPU\\(s\\): the cluster has it for 2",
         ),
         ({"text_column": "body"}, "body"),
     ],

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import ray
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("cpu", "gpu")
@@ -84,6 +85,16 @@ def test_nobody_is_root_and_kubernetes_can_tell(target: Stage) -> None:
 
 def test_ray_starts_closed(target: Stage) -> None:
     assert environment(target)["RAY_AUTH_MODE"] == "token"
+
+
+def test_the_head_misses_a_silent_host_soon(target: Stage) -> None:
+    """With names that Ray's servers know: another would be passed over in silence."""
+    given = {name: int(v) for name, v in environment(target).items() if "health_check" in name}
+    server = Path(ray.__file__).parent / "core" / "src" / "ray" / "gcs" / "gcs_server"
+    known = server.read_bytes()
+    assert [name for name in given if f"\0{name}\0".encode() not in known] == []
+    each = given["RAY_health_check_period_ms"] + given["RAY_health_check_timeout_ms"]
+    assert each * given["RAY_health_check_failure_threshold"] <= 15_000
 
 
 def test_an_image_holds_no_secret_and_nothing_it_was_not_told_to(target: Stage) -> None:

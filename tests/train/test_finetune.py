@@ -206,7 +206,7 @@ def _train_workers() -> list[int]:
         (["--train", "sample/nws/train.jsonl"], "sample/nws/train.jsonl: there is no such file"),
         (["--base", "sample/bse/x"], "no base model at sample/bse/x"),
         (["--workers", "many"], "workers must be a number or a range such as 2:8"),
-        (["--workers", "64"], "64 workers asked for, and the cluster has 2 CPUs"),
+        (["--workers", "64"], "no room for 64 workers of 1 CPU(s): the cluster has it for 2"),
         (["--batch-tokens", "100000000"], "each worker needs about"),
     ],
 )

@@ -6,7 +6,7 @@ Every refusal here happens before the corpus or the model is touched.
 from dataclasses import dataclass
 from typing import Literal
 
-from raytag.arguments import read_range
+from raytag.arguments import check_accelerator, read_range
 from raytag.errors import SettingsError
 
 
@@ -58,6 +58,10 @@ class TagSettings:
     """CPUs of each actor, and so its threads; more pay for large models only."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes GPUs where the cluster has any."""
+    accelerator: str | None = None
+    """Kind of GPU by Ray's name, such as L4 or H100; any if not given."""
+    wait_for_nodes: bool = False
+    """Wait for an autoscaler where the cluster is too small now, rather than refuse."""
     replay: bool = False
     """Try the documents again that a finished job set aside."""
 
@@ -85,6 +89,7 @@ class TagSettings:
             "".encode(self.encoding)
         except LookupError as exc:
             raise SettingsError(f"encoding {self.encoding!r} is not known") from exc
+        check_accelerator(self.accelerator, self.device)
         self.actor_range  # noqa: B018 - its own check
 
     @property

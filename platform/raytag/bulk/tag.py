@@ -41,8 +41,9 @@ from raytag.bulk.store import (
     settle_plan,
     settled_plan,
 )
-from raytag.cluster import check_output, check_reach, connect, nodes
-from raytag.errors import DataError, ModelError, RaytagError, ResourceError, SettingsError
+from raytag.cluster import check_output, check_reach, connect
+from raytag.errors import DataError, ModelError, RaytagError, SettingsError
+from raytag.placement import Seat, find_seat
 from raytag.report.terminal import TaggingProgress
 
 SHAPING = (
@@ -279,8 +280,7 @@ def _tagged(
         compute=ray.data.ActorPoolStrategy(
             min_size=min(pool.fewest, len(shards)), max_size=min(pool.most, len(shards))
         ),
-        num_cpus=settings.cpus,
-        num_gpus=1 if pool.gpu else 0,
+        **pool.seat.options,
     )
     for row in tagged.iter_rows():
         outcome: Receipt | RaytagError = pickle.loads(row["outcome"])
@@ -291,30 +291,20 @@ def _tagged(
 
 @dataclass(frozen=True)
 class Pool:
-    """How many actors there may be, and whether each has a GPU."""
+    """How many actors there may be, and what each takes up."""
 
     fewest: int
     most: int
-    gpu: bool
+    seat: Seat
 
     @classmethod
     def on_cluster(cls, settings: TagSettings) -> "Pool":
         """Raises ResourceError where the cluster has no room for the fewest."""
-        alive = nodes()
-        gpu = settings.device == "gpu" or (
-            settings.device == "auto" and any(node.get("GPU", 0) >= 1 for node in alive)
-        )
-        by_cpu = [int(node.get("CPU", 0) // settings.cpus) for node in alive]
-        by_gpu = [int(node.get("GPU", 0)) for node in alive]
-        room = sum(map(min, by_cpu, by_gpu)) if gpu else sum(by_cpu)
-        fewest, most = settings.actor_range or (max(1, room), max(1, room))
-        if fewest > room:
-            each = f"{settings.cpus} CPU(s){' and a GPU' if gpu else ''}"
-            raise ResourceError(
-                f"{fewest} actors of {each} do not fit the cluster, which has room for {room}; "
-                "ask for fewer with --actors, or for a range such as 1:16 that grows with it"
-            )
-        return cls(fewest, most, gpu)
+        least, _ = settings.actor_range or (1, 1)
+        seat = find_seat(settings, least, "actor")
+        room = seat.room()
+        fewest, most = settings.actor_range or (room, room)
+        return cls(fewest, most, seat)
 
 
 class ShardTagger:

@@ -14,8 +14,8 @@ from ray.serve import Application
 from ray.serve.config import ProxyLocation
 
 from raytag.arguments import settings_from
-from raytag.cluster import connect, nodes
-from raytag.errors import ResourceError
+from raytag.cluster import check_closed, connect, nodes
+from raytag.placement import Seat, find_seat
 from raytag.serve.engine import Engine
 from raytag.serve.http import check_port
 from raytag.serve.ingress import Ingress
@@ -32,8 +32,9 @@ ON_THE_HEAD = {"node:__internal_head__": 0.001}
 """The resource by which Ray knows the head of a cluster."""
 
 
-def application(settings: ServeSettings, on_gpu: bool, hosts: int) -> Application:
-    """The deployments of one application, bound to each other, for a cluster of so many hosts."""
+def application(settings: ServeSettings, seat: Seat, hosts: int) -> Application:
+    """The deployments of one application, bound to each other, for a cluster of so many hosts;
+    each model takes a seat."""
     low, high = settings.replica_range
     quiet = {"enable_access_log": False}  # an ingress writes its own line for each request
     engine = serve.deployment(
@@ -43,7 +44,7 @@ def application(settings: ServeSettings, on_gpu: bool, hosts: int) -> Applicatio
             "max_replicas": high,
             "target_ongoing_requests": ONGOING_PER_REPLICA,
         },
-        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": 1 if on_gpu else 0},
+        ray_actor_options=seat.options,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=2 * settings.timeout,
         logging_config=quiet,
@@ -72,7 +73,8 @@ def application(settings: ServeSettings, on_gpu: bool, hosts: int) -> Applicatio
 def build(arguments: Mapping[str, Any]) -> Application:
     """For ``serve deploy`` and ``serve run``: the settings are the application's ``args``."""
     settings = settings_from(ServeSettings, arguments)
-    return application(settings, _on_gpu(settings), len(nodes()))
+    check_closed()
+    return _placed(settings)
 
 
 def run(settings: ServeSettings) -> None:
@@ -82,9 +84,9 @@ def run(settings: ServeSettings) -> None:
     """
     check_port(settings.host, settings.port)
     connect("serve.py")
-    on_gpu = _on_gpu(settings)
+    placed = _placed(settings)
     serve.start(proxy_location=ProxyLocation.Disabled)
-    serve.run(application(settings, on_gpu, len(nodes())), name=NAME, route_prefix="/")
+    serve.run(placed, name=NAME, route_prefix="/")
     print(f"serving on http://{settings.host}:{settings.port} (docs at /docs)", flush=True)
     if not settings.wait:
         return
@@ -96,12 +98,8 @@ def run(settings: ServeSettings) -> None:
     serve.shutdown()
 
 
-def _on_gpu(settings: ServeSettings) -> bool:
-    there = [node for node in nodes() if node.get("GPU", 0) >= 1]
-    if settings.device == "gpu" and not there:
-        raise ResourceError("no node of the cluster has a GPU; give --device cpu")
-    on_gpu = bool(there) and settings.device != "cpu"
-    most = max((node.get("CPU", 0) for node in (there if on_gpu else nodes())), default=0)
-    if most < settings.cpus:
-        raise ResourceError(f"no node has {settings.cpus} CPUs for a model; give fewer --cpus")
-    return on_gpu
+def _placed(settings: ServeSettings) -> Application:
+    """The application for the cluster at hand. Raises RaytagError where it has no room for the
+    fewest models."""
+    seat = find_seat(settings, settings.replica_range[0], "model")
+    return application(settings, seat, len(nodes()))

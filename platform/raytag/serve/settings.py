@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raytag.arguments import read_range
+from raytag.arguments import check_accelerator, read_range
 from raytag.errors import SettingsError
 from raytag.model.settings import HeadName
 from raytag.serve.limits import Limits
@@ -41,6 +41,10 @@ class ServeSettings:
     """CPUs of each model, and so its threads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes GPUs where the cluster has any."""
+    accelerator: str | None = None
+    """Kind of GPU by Ray's name, such as L4 or H100; any if not given."""
+    wait_for_nodes: bool = False
+    """Wait for an autoscaler where the cluster is too small now, rather than refuse."""
     load_in: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of base and adapters; auto is bf16 on a GPU, fp32 elsewhere."""
     batch_tokens: int = 0
@@ -87,6 +91,7 @@ class ServeSettings:
         for name in ("base", "registry", "keys", "host"):
             if not getattr(self, name):
                 raise SettingsError(f"{name} is empty")
+        check_accelerator(self.accelerator, self.device)
         self.replica_range  # noqa: B018 - its own check
 
     @property

@@ -23,7 +23,7 @@ FREE = frozenset(
         # Where things lie and how the job is run; what is read has fingerprints of its own.
         *("base", "train", "dev", "test", "output", "overwrite", "dry_run", "mlflow"),
         *("tenant", "domain", "registry", "warm_start"),
-        *("workers", "cpus", "max_failures", "wait_for_nodes"),
+        *("workers", "cpus", "max_failures", "accelerator", "wait_for_nodes"),
         # How the same steps are computed may change on the way, when memory runs out, say.
         *("batch_tokens", "device", "zero", "offload", "gradient_checkpointing"),
     ]

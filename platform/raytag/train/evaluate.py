@@ -8,15 +8,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import ray
 
 from raytag import storage
+from raytag.arguments import check_accelerator
 from raytag.cluster import connect
 from raytag.errors import RaytagError, SettingsError
 from raytag.model.adapter import AdapterCard, load_adapter
 from raytag.model.settings import LoadIn
 from raytag.model.tagger import Tagger
+from raytag.placement import find_seat
 from raytag.report.content import DataNotes, Report, Resources, to_json
 from raytag.report.mistakes import worst_errors
 from raytag.report.page import render_page
@@ -50,12 +53,22 @@ class EvaluateSettings:
     """Leave out entities that score below this; that of the training if not given."""
     batch_tokens: int = 4096
     """Most tokens in one forward pass, padding included."""
+    cpus: int = 1
+    """CPUs it takes, and so its threads."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes a GPU where the cluster has any."""
+    accelerator: str | None = None
+    """Kind of GPU by Ray's name, such as L4 or H100; any if not given."""
+    wait_for_nodes: bool = False
+    """Wait for an autoscaler where the cluster is too small now, rather than refuse."""
 
     def __post_init__(self) -> None:
+        check_accelerator(self.accelerator, self.device)
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise SettingsError(f"threshold must be in [0, 1), not {self.threshold}")
-        if self.batch_tokens < 1:
-            raise SettingsError(f"batch_tokens must be at least 1, not {self.batch_tokens}")
+        for name in ("batch_tokens", "cpus"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +87,8 @@ def evaluate(settings: EvaluateSettings) -> Report:
     examples = list(read.examples)
     documents = join_examples(examples, JOINED)
     connect("evaluate.py")
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-    tag = ray.remote(num_gpus=gpus, max_retries=2)(_tag)
+    seat = find_seat(settings, 1, "worker")
+    tag: Any = ray.remote(**seat.options, max_retries=2)(_tag)
     texts = [[example.text for example in part] for part in (examples, documents)]
     answer = ray.get(tag.remote(settings, texts))
     if isinstance(answer, RaytagError):
@@ -99,7 +112,7 @@ def evaluate(settings: EvaluateSettings) -> Report:
         resources=Resources(
             seconds={"tag": answer.seconds, "everything": time.time() - started},
             examples_per_second=sum(map(len, texts)) / answer.seconds,
-            device="GPU" if gpus else "CPU",
+            device="GPU" if seat.gpu else "CPU",
         ),
         versions=versions(),
     )

@@ -30,6 +30,7 @@ from raytag.cluster import check_output, check_reach, connect, nodes
 from raytag.errors import ResourceError, SettingsError
 from raytag.model.adapter import output_names
 from raytag.model.base import Base, find_base, head_config
+from raytag.placement import Seat, find_seat
 from raytag.registry.records import Version
 from raytag.report.content import from_json
 from raytag.train.data import FREE, TrainingData, gather, settings_fingerprint
@@ -60,20 +61,23 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     parent = read_parent(settings, weights)
     for note in data.notes:
         print(note)
+    run = settings_fingerprint(asdict(settings), data.fingerprint(), begun_from(weights, parent))
+    if not settings.dry_run and _finished(settings, run):
+        _say_version(register(settings, data, run, parent))
+        return None
     connect("finetune.py")
     check_reach(settings.output)
-    device, zero, need, available = _preflight(settings, base, data)
-    print(_plan_line(settings, device, zero))
+    fewest, _ = settings.worker_range
+    seat = find_seat(settings, fewest, "worker", dry=settings.dry_run).of_one_kind()
+    zero, need, available = _preflight(settings, seat, base, data)
+    print(_plan_line(settings, seat, zero))
     for line in need.lines():
         print(f"  {line}")
     if available is not None:
         print(f"  {available / GIB:8.2f} GiB  there")
     if settings.dry_run:
         return None
-    run = settings_fingerprint(asdict(settings), data.fingerprint(), begun_from(weights, parent))
-    if not _claim(settings, run):
-        _say_version(register(settings, data, run, parent))
-        return None
+    _claim(settings, run)
     data.write(storage.join(settings.output, "data"))
     job = TrainJob(
         settings=settings,
@@ -92,7 +96,7 @@ def finetune(settings: FinetuneSettings) -> Published | None:
         "start driver": started - psutil.Process().create_time(),
         "read data and connect": time.time() - started,
     }
-    outcome = _train(job, device)
+    outcome = _train(job, seat)
     published = publish(settings, data, outcome, driver)
     _say_version(register(settings, data, run, parent))
     storage.remove_folder(storage.join(settings.output, "checkpoints"))
@@ -104,81 +108,89 @@ def _say_version(version: Version | None) -> None:
         print(f"version: {version}")
 
 
-def _claim(settings: FinetuneSettings, run: str) -> bool:
-    """Make the output this run's own. False where this very run has already finished there.
+def _finished(settings: FinetuneSettings, run: str) -> bool:
+    """Whether this very run has finished in the output, and is not to be replaced; says so.
 
-    Raises SettingsError where it holds another run, naming what differs, or files that no run
-    has put there.
+    Asked before nodes are waited for. Raises SettingsError where the output holds another run,
+    naming what differs, or files that no run has put there.
     """
     output = settings.output
-    record = storage.join(output, "run.json")
-    mine = {"run": run, "settings": asdict(settings)}
-    text = json.dumps(mine, indent=2).encode()
-    if not storage.exists(record) and storage.list_files(output):
+    theirs = _recorded(output)
+    if not theirs and storage.list_files(output):
         raise SettingsError(f"{output} holds files of something else; name an empty folder")
-    if storage.create(record, text):
-        return True
-    try:
-        theirs = json.loads(storage.read_bytes(record))
-        same, settled = theirs["run"] == run, theirs["settings"]
-    except (ValueError, KeyError, TypeError) as exc:
-        raise SettingsError(f"{record} is none of ours; name an empty folder") from exc
+    if not theirs or settings.overwrite:
+        return False
+    if theirs["run"] != run:
+        raise _another_run(settings, theirs)
     done = storage.join(output, "report", "report.json")
-    if same and not storage.exists(done):
-        print(f"going on with the run in {output}")
-        return True
-    if settings.overwrite:
-        for part in ("adapter", "report", "checkpoints", "predictions", "tensorboard"):
-            storage.remove_folder(storage.join(output, part))
-        storage.write_bytes(record, text)
-        return True
-    if not same:
-        raise SettingsError(
-            f"{output} holds another run ({_difference(settled, mine)}); "
-            "give another --output, or --overwrite true"
-        )
+    if not storage.exists(done):
+        return False
     report = from_json(storage.read_bytes(done).decode())
     print(f"{output} is finished already: {report.summary}")
     storage.remove_folder(storage.join(output, "checkpoints"))
-    return False
+    return True
 
 
-def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    ours = json.loads(json.dumps(mine["settings"]))
-    keys = [key for key in ours if ours[key] != theirs.get(key) and key not in FREE]
-    return ", ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in keys) or (
-        "the same settings on other data or another base"
+def _claim(settings: FinetuneSettings, run: str) -> None:
+    """Make the output this run's own. Raises SettingsError where another run was faster."""
+    output = settings.output
+    record = storage.join(output, "run.json")
+    text = json.dumps({"run": run, "settings": asdict(settings)}, indent=2).encode()
+    if storage.create(record, text):
+        return
+    theirs = _recorded(output)
+    done = storage.exists(storage.join(output, "report", "report.json"))
+    if theirs["run"] == run and not (done and settings.overwrite):
+        print(f"going on with the run in {output}")
+    elif settings.overwrite:
+        for part in ("adapter", "report", "checkpoints", "predictions", "tensorboard"):
+            storage.remove_folder(storage.join(output, part))
+        storage.write_bytes(record, text)
+    else:
+        raise _another_run(settings, theirs)
+
+
+def _recorded(output: str) -> Mapping[str, Any]:
+    """Whose output it is; nothing where no run has put anything there. Raises SettingsError."""
+    record = storage.join(output, "run.json")
+    if not storage.exists(record):
+        return {}
+    try:
+        found = json.loads(storage.read_bytes(record))
+        return {"run": found["run"], "settings": found["settings"]}
+    except (ValueError, KeyError, TypeError) as exc:
+        raise SettingsError(f"{record} is none of ours; name an empty folder") from exc
+
+
+def _another_run(settings: FinetuneSettings, theirs: Mapping[str, Any]) -> SettingsError:
+    there, here = theirs["settings"], json.loads(json.dumps(asdict(settings)))
+    keys = [key for key in here if here[key] != there.get(key) and key not in FREE]
+    difference = ", ".join(f"{key}: {there.get(key)} there, {here[key]} here" for key in keys)
+    return SettingsError(
+        f"{settings.output} holds another run "
+        f"({difference or 'the same settings on other data or another base'}); "
+        "give another --output, or --overwrite true"
     )
 
 
 def _preflight(
-    settings: FinetuneSettings, base: Base, data: TrainingData
-) -> tuple[str, int, MemoryNeed, float | None]:
-    """(device, ZeRO stage, memory each worker needs, bytes it can have if that is known).
+    settings: FinetuneSettings, seat: Seat, base: Base, data: TrainingData
+) -> tuple[int, MemoryNeed, float | None]:
+    """(ZeRO stage, memory each worker needs, bytes it can have if that is known).
 
-    Raises ResourceError where the cluster has too few workers' worth or too little memory, and
-    SettingsError where the precision that was found does not go with the stage.
+    Raises ResourceError where the nodes have too little memory, and SettingsError where the
+    precision that was found does not go with the stage.
     """
-    cluster = ray.cluster_resources()
-    device = settings.device
-    if device == "auto":
-        device = "gpu" if cluster.get("GPU", 0) >= 1 else "cpu"
     fewest, most = settings.worker_range
-    there = int(cluster.get("GPU" if device == "gpu" else "CPU", 0))
-    if there < fewest and not settings.wait_for_nodes:
-        raise ResourceError(
-            f"{fewest} workers asked for, and the cluster has {there} {device.upper()}s; ask for "
-            "fewer with --workers, or let an autoscaler bring them with --wait_for_nodes true"
-        )
     load_in = settings.load_in
     if load_in == "auto":
-        load_in = "bf16" if device == "gpu" else "fp32"
+        load_in = "bf16" if seat.gpu else "fp32"
     if settings.zero == "0" and load_in != "fp32":
         raise SettingsError(f"--zero 0 keeps no fp32 master weights, which {load_in} needs")
     config = head_config(base, settings.head, output_names(settings.head, data.labels))
     stages = [int(settings.zero)] if settings.zero != "auto" else _stages(fewest, load_in)
-    available = _memory_there(device, most)
-    host = _host_memory(device, most)
+    available = _memory_there(seat, most)
+    host = _host_memory(seat, most)
     short: list[MemoryNeed] = []
     for zero in stages:
         need = memory_need(
@@ -197,7 +209,7 @@ def _preflight(
         if (available is None or need.total <= available) and (
             host is None or need.loading <= host
         ):
-            return device, zero, need, available
+            return zero, need, available
         short.append(need)
     least = min(short, key=lambda need: need.total)
     if available is not None and least.total > available:
@@ -219,30 +231,30 @@ def _stages(workers: int, load_in: str) -> list[int]:
     return [first, 3] if workers > 1 and load_in not in ("8bit", "4bit") else [first]
 
 
-def _memory_there(device: str, workers: int) -> float | None:
+def _memory_there(seat: Seat, workers: int) -> float | None:
     """Bytes one worker can have; None where no such node is up, or free, to ask."""
-    if device == "gpu":
-        if not any(node.get("GPU", 0) >= 1 for node in nodes()):
+    if seat.gpu:
+        if not seat.room():
             return None
-        asked = ray.remote(num_gpus=1)(_gpu_memory).remote()
+        asked = ray.remote(**{**seat.options, "num_cpus": 0})(_gpu_memory).remote()
         try:
             return float(ray.get(asked, timeout=60))
         except ray.exceptions.GetTimeoutError:
             ray.cancel(asked, force=True)
             return None
-    return _host_memory(device, workers)
+    return _host_memory(seat, workers)
 
 
-def _host_memory(device: str, workers: int) -> float | None:
+def _host_memory(seat: Seat, workers: int) -> float | None:
     """Bytes of the CPU's memory for each worker of a node; None where no such node is up."""
-    alive = nodes()
-    if device == "gpu":
+    if seat.gpu:
         shares = [
             node.get("memory", 0.0) / min(workers, node["GPU"])
-            for node in alive
-            if node.get("GPU", 0) >= 1
+            for node in nodes()
+            if seat.fits(node)
         ]
         return max(shares, default=None)
+    alive = nodes()
     largest = max(node.get("memory", 0.0) for node in alive)
     return float(largest / max(1, -(-workers // len(alive))))
 
@@ -253,13 +265,14 @@ def _gpu_memory() -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def _plan_line(settings: FinetuneSettings, device: str, zero: int) -> str:
+def _plan_line(settings: FinetuneSettings, seat: Seat, zero: int) -> str:
     low, high = settings.worker_range
     workers = str(low) if low == high else f"{low} to {high}"
-    return f"plan: {workers} {device.upper()} worker(s), ZeRO-{zero}, {settings.head} head; needs"
+    place = (seat.kind or "GPU") if seat.gpu else "CPU"
+    return f"plan: {workers} {place} worker(s), ZeRO-{zero}, {settings.head} head; needs"
 
 
-def _train(job: TrainJob, device: str) -> Outcome:
+def _train(job: TrainJob, seat: Seat) -> Outcome:
     """Run the worker group to its end.
 
     Raises the RaytagError a worker sent, where that is why there is no outcome.
@@ -272,7 +285,6 @@ def _train(job: TrainJob, device: str) -> Outcome:
     follower = Follower(mailbox, settings, job.run)
     low, high = settings.worker_range
     workers: Any = low if low == high else (low, high)
-    each = {"CPU": settings.cpus, **({"GPU": 1} if device == "gpu" else {})}
     if low < high:
         os.environ.setdefault(*START_SOON)
     failure: Exception | None = None
@@ -282,7 +294,7 @@ def _train(job: TrainJob, device: str) -> Outcome:
             train_worker,
             train_loop_config={"job": ray.put(job), "mailbox": mailbox, "started": time.time()},
             scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=device == "gpu", resources_per_worker=each
+                num_workers=workers, use_gpu=seat.gpu, resources_per_worker=seat.resources
             ),
             run_config=RunConfig(
                 name="raytag",

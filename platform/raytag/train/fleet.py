@@ -17,8 +17,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytag import storage
-from raytag.cluster import check_output, check_reach, connect, nodes
-from raytag.errors import RaytagError, ResourceError
+from raytag.cluster import check_output, check_reach, connect
+from raytag.errors import RaytagError
+from raytag.placement import find_seat
 from raytag.report.terminal import FleetTable
 from raytag.train.fleet_settings import Entry, FleetSettings, read_manifest
 from raytag.train.follow import Mailbox
@@ -100,12 +101,7 @@ class _Fleet:
         self._results: dict[str, Result] = {}
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, list[Entry]]] = {}
-        self._gpu = settings.device == "gpu" or (
-            settings.device == "auto" and any(node.get("GPU", 0) >= 1 for node in nodes())
-        )
-        if not self._room():
-            each = f"{settings.cpus} CPU(s){' and a GPU' if self._gpu else ''}"
-            raise ResourceError(f"no node has {each} for a worker; ask for fewer --cpus")
+        self._seat = find_seat(settings, 1, "worker")
         # On this node: with another's death the messages would go, and the job with them.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         placed: Any = {"num_cpus": 0, "scheduling_strategy": here}
@@ -123,11 +119,12 @@ class _Fleet:
         return [self._results[entry.name] for entry in self._entries]
 
     def _room(self) -> int:
-        """How many workers the cluster holds now."""
-        by_cpu = [int(node.get("CPU", 0) // self._settings.cpus) for node in nodes()]
-        by_gpu = [int(node.get("GPU", 0)) for node in nodes()]
-        room = sum(map(min, by_cpu, by_gpu)) if self._gpu else sum(by_cpu)
-        return min(room, self._settings.workers or room)
+        """How many workers the cluster holds now, or will when the nodes have come."""
+        most = self._settings.workers
+        if most and self._settings.wait_for_nodes:
+            return most
+        room = self._seat.room()
+        return min(room, most or room)
 
     def _assign(self, table: FleetTable) -> None:
         while self._turns:
@@ -142,8 +139,7 @@ class _Fleet:
             self._busy[worker.train.remote(group)] = (worker, group)
 
     def _new_worker(self) -> Any:
-        options: Any = {"num_cpus": self._settings.cpus, "num_gpus": 1 if self._gpu else 0}
-        return ray.remote(**options)(Worker).remote(self._settings, self._mailbox)
+        return ray.remote(**self._seat.options)(Worker).remote(self._settings, self._mailbox)
 
     def _settle(self, call: Any, table: FleetTable) -> None:
         """Take what a worker gives, or what is known of its end."""

@@ -16,13 +16,17 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from raytag import storage
+from raytag.arguments import check_accelerator
 from raytag.errors import SettingsError
 from raytag.registry.names import check_name
 from raytag.train.settings import FinetuneSettings
 
 OWN = ("tenant", "domain", "output", "registry", "overwrite", "dry_run", "mlflow")
 """Settings of one job that are the fleet's to say, or make no sense in it."""
-PLACED = ("workers", "cpus", "device", "zero", "max_failures", "wait_for_nodes")
+PLACED = (
+    *("workers", "cpus", "device", "accelerator", "wait_for_nodes"),
+    *("zero", "max_failures"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,10 @@ class FleetSettings:
     """CPUs of each worker, and so its threads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes GPUs where the cluster has any."""
+    accelerator: str | None = None
+    """Kind of GPU by Ray's name, such as L4 or H100; any if not given."""
+    wait_for_nodes: bool = False
+    """Wait for an autoscaler where the cluster is too small now, rather than refuse."""
     max_failures: int = 3
     """Deaths of its worker that a run survives."""
 
@@ -53,6 +61,7 @@ class FleetSettings:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise SettingsError(f"{name} must be at least {value}, not {getattr(self, name)}")
+        check_accelerator(self.accelerator, self.device)
         if not self.output:
             raise SettingsError("output is empty; name a folder or s3:// prefix")
 

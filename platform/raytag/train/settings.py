@@ -6,7 +6,7 @@ Every refusal here happens before data or models are touched.
 from dataclasses import dataclass
 from typing import Literal
 
-from raytag.arguments import read_range
+from raytag.arguments import check_accelerator, read_range
 from raytag.errors import SettingsError
 from raytag.model.settings import HeadName, LoadIn, LoraPlusSettings, LoraSettings
 from raytag.registry.names import check_name
@@ -108,6 +108,8 @@ class FinetuneSettings:
     """Trade time for activation memory."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes GPUs where the cluster has any."""
+    accelerator: str | None = None
+    """Kind of GPU by Ray's name, such as L4 or H100; the only kind there is if not given."""
     max_failures: int = 3
     """Worker failures the job survives; -1 is without limit."""
     wait_for_nodes: bool = False
@@ -148,6 +150,7 @@ class FinetuneSettings:
         if self.tenant is not None and self.domain is not None:
             check_name("tenant", self.tenant)
             check_name("domain", self.domain)
+        check_accelerator(self.accelerator, self.device)
         ask("", self.instruction)
         self.lora  # noqa: B018 - the shape's and rates' own checks
         self.lora_plus  # noqa: B018
