@@ -52,6 +52,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
 BUCKET = "s3://scaling"
 SETTLED = 4
 """Steps before which ZeRO-3 still learns the order of the layers, and gathers them twice."""
+STILL = 0.5
+"""Seconds in which nothing is sent, before and after what is counted."""
 SHAPE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4}
 
 FULL = {
@@ -60,8 +62,8 @@ FULL = {
     "batch": 8,  # of each worker
     "epochs": 8,
     "checkpoint_every": 16,
-    "documents": 800,  # of each worker
-    "shard": 20,
+    "documents": 1600,  # of each worker
+    "shard": 100,
     "collective_megabytes": 16,
     "base": SHAPE,
 }
@@ -230,7 +232,7 @@ def collectives(there: Site, settings: Mapping[str, Any], workers: int) -> dict[
         said = [json.loads(peer.communicate(timeout=120)[0].splitlines()[-1]) for peer in peers]
     found: dict[str, Any] = {}
     for name, (begin, end, times) in said[0].items():
-        passed = [traffic.of(host, begin, end) for host in hosts]
+        passed = [traffic.of(host, begin - STILL / 2, end + STILL / 2) for host in hosts]
         found[name] = {
             "seconds_per_megabyte": (end - begin) / times / (size / 1e6),
             "sent_per_byte": sum(one.sent for one in passed) / workers / times / size,
@@ -253,12 +255,13 @@ def peer(rank: int, workers: int, master: str, size: int) -> None:
     for name, verb in verbs.items():
         verb()
         dist.barrier()
+        time.sleep(STILL)
         begin = time.time()
         for _ in range(times):
             verb()
         dist.barrier()
         found[name] = (begin, time.time(), times)
-        time.sleep(0.3)  # so that the counters are read between two verbs
+        time.sleep(STILL)
     print(json.dumps(found))
 
 
