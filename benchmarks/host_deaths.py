@@ -5,7 +5,8 @@
 
 FOLDER is a merged `tag` model of the news sample, as jobs/merge.py makes it. Hosts are network
 namespaces of this machine with a worker of one thread each. One of two is `killed` (all of its
-processes by SIGKILL) or `cut` (its link is taken down), a new one joins, and so on in the same job:
+processes by SIGKILL, its network lives on for the moment) or `cut` (its link is taken down, as
+when a machine is gone at once), a new one joins, and so on in the same job:
 
     training      jobs/finetune.py --workers 1:2: from the last step before to the first that had
                   not been taken, less a step: what stood still, and what was done again
@@ -23,10 +24,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from bulk_speed import documents
 from host_runs import ROOT, Kept, Site, dated_steps, site
@@ -36,7 +39,6 @@ from scaling import make_base
 sys.path[:0] = [str(ROOT / "tests" / "cluster")]
 
 from finetuning import finetune, saved  # noqa: E402
-from hosts import Host  # noqa: E402
 from ray_hosts import until  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "host_deaths.json"
@@ -47,34 +49,35 @@ How = Literal["killed", "cut"]
 FULL = {
     "deaths": 3,
     "batch": 16,
-    "checkpoint_every": 60,
-    "documents": 16_000,
+    "checkpoint_every": 45,
+    "documents": 30_000,
     "shard": 50,
     "calm_seconds": 15,
 }
-QUICK = {**FULL, "deaths": 1, "checkpoint_every": 30, "documents": 4000, "calm_seconds": 8}
+QUICK = {**FULL, "deaths": 1, "checkpoint_every": 30, "documents": 10_000, "calm_seconds": 8}
 
 
-def lose(there: Site, how: How) -> tuple[float, float, Host]:
-    """(when a worker died, seconds until the head had noticed, which it was)."""
+def lose(there: Site, how: How) -> tuple[float, float]:
+    """(when a worker died, seconds until the head had noticed)."""
     victim = there.ray.workers[0]
     began = time.time()
     if how == "cut":
         victim.cut()
     else:
-        there.ray.kill(victim)
+        # All but the first process: as long as that is there, the kernel tells the others that
+        # their connections are over.
+        victim.call("bash", "-c", "kill -9 -1")
     unnoticed = until(lambda: victim.address not in there.ray.alive(), 90)
-    if how == "cut":
-        # What it does now concerns nobody, and takes processor time from the others.
-        there.ray.kill(victim)
-    return began, unnoticed, victim
+    # What a host that was cut off does now concerns nobody, and takes time from the others.
+    there.ray.kill(victim)
+    return began, unnoticed
 
 
-def gain(there: Site) -> tuple[float, Host]:
-    """(when a new worker was there for Ray, which it is)."""
+def gain(there: Site) -> float:
+    """When a new worker was there for Ray."""
     worker = there.ray.add_worker()
     until(lambda: worker.address in there.ray.alive(), 60)
-    return time.time(), worker
+    return time.time()
 
 
 def end(job: "subprocess.Popen[str]", there: Site) -> None:
@@ -104,12 +107,11 @@ def training(there: Site, settings: Mapping[str, Any], base: Path, how: How) -> 
     flags += ["--checkpoint-every", str(every), "--eval-every", str(every // 3)]
 
     def at_work() -> None:
-        """Until all hosts train, and have taken two checkpoints."""
+        """Until all hosts train, and have left a checkpoint."""
         places = {host.address for host in ray.workers}
         until(lambda: ray.training() == places, 180, f"workers on {places}")
-        for _ in range(2):
-            before = saved(output)
-            until(lambda b=before: saved(output) > b or job.poll() is not None, 120)
+        before = saved(output)
+        until(lambda: saved(output) > before or job.poll() is not None, 120, "a checkpoint")
         assert job.poll() is None, job.communicate()[0][-4000:]
 
     ray.have_workers(2)
@@ -118,10 +120,10 @@ def training(there: Site, settings: Mapping[str, Any], base: Path, how: How) -> 
     for _ in range(settings["deaths"]):
         at_work()
         time.sleep(chance.uniform(0, every * 0.15))  # at any time since the last checkpoint
-        died, unnoticed, _ = lose(there, how)
+        died, unnoticed = lose(there, how)
         happened.append(("death", died, unnoticed))
         at_work()
-        joined, _ = gain(there)
+        joined = gain(there)
         happened.append(("join", joined, 0.0))
     at_work()
     steps = dated_steps(output)
@@ -156,34 +158,48 @@ def stall(steps: Sequence[tuple[int, float]], begin: float, end: float) -> dict[
 # Tagging
 
 
+class Receipts(threading.Thread):
+    """When the shards of a job came to count, while this is entered."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(daemon=True)
+        self._output = output
+        self._over = threading.Event()
+        self.dated: dict[str, float] = {}
+        """By the receipt's file."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._over.wait(0.25):
+            now = time.time()
+            for file in storage.list_files(f"{self._output}/_shards"):
+                self.dated.setdefault(file, now)
+
+
 def tagging(there: Site, settings: Mapping[str, Any], how: How) -> list[dict[str, float]]:
     """A figure for each death."""
     ray, output = there.ray, f"{BUCKET}/tags-{time.time_ns()}"
     flags = ["--input", f"{BUCKET}/corpus", "--model", f"{BUCKET}/model", "--actors", "1:2"]
     ray.have_workers(2)
     job = ray.job("tag.py", "--output", output, *flags, "--shard-documents", str(settings["shard"]))
-    done: dict[str, float] = {}
-
-    def watch(seconds: float, shards: int = 0) -> None:
-        """Date the receipts, for so long and until there are so many more."""
-        until_then, wanted = time.time() + seconds, len(done) + shards
-        while time.time() < until_then or len(done) < wanted:
-            assert job.poll() is None, job.communicate()[0][-4000:]
-            now = time.time()
-            for file in storage.list_files(f"{output}/_shards"):
-                done.setdefault(file, now)
-            time.sleep(0.25)
-
-    watch(0, 6)
-    calm = time.time()
-    watch(settings["calm_seconds"])
-    happened: list[tuple[float, float, float]] = []
-    for _ in range(settings["deaths"]):
-        died, unnoticed, _ = lose(there, how)
-        watch(1)
-        joined, _ = gain(there)
-        happened.append((died, unnoticed, joined))
-        watch(2 * settings["calm_seconds"])
+    with Receipts(output) as receipts:
+        until(lambda: len(receipts.dated) > 5, 120, "shards tagged")
+        calm = time.time()
+        time.sleep(settings["calm_seconds"])
+        happened: list[tuple[float, float, float]] = []
+        for _ in range(settings["deaths"]):
+            died, unnoticed = lose(there, how)
+            happened.append((died, unnoticed, gain(there)))
+            time.sleep(2 * settings["calm_seconds"])
+    assert job.poll() is None, "the corpus is too small"
+    done = receipts.dated
     ends = [died for died, *_ in happened[1:]] + [time.time()]
     end(job, there)
     took = {file: json.loads(storage.read_bytes(file))["seconds"] for file in done}
@@ -198,14 +214,17 @@ def tagging(there: Site, settings: Mapping[str, Any], how: How) -> list[dict[str
     found = []
     for (died, unnoticed, joined), last in zip(happened, ends, strict=True):
         living = (joined - died) + 2 * (last - joined)
-        # Of the shards begun by then, the last to come to count.
-        begun = max(file for file, when in done.items() if when < died + 2)
+        # Of the shards up to the last that was done soon after, the latest.
+        begun = max(file for file, when in done.items() if when < died + 3)
         late = max(when for file, when in done.items() if when >= died and file <= begun)
+        after = sorted(when for when in done.values() if died <= when < last)
+        pause = max(b - a for a, b in pairwise([died, *after]))
         found.append(
             {
                 "unnoticed_seconds": unnoticed,
                 "lost_seconds": living - tagged(died, last) / share,
                 "shard_late_seconds": late - died,
+                "longest_pause_seconds": pause,
                 "shard_seconds": shard,
                 "busy_share_before": share,
                 "alone_seconds": joined - died,
@@ -228,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="a merged tag model's folder")
     parser.add_argument("--minutes", type=float, default=60, help="after which no job is begun")
+    parser.add_argument("--only", choices=("training", "tagging"))
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     settings = QUICK if given.quick else FULL
@@ -242,7 +262,9 @@ def main() -> None:
         put_corpus(settings, given.model)
         for how in hows:
             for name in ("training", "tagging"):
-                if kept.count(f"{name}, {how}") or time.monotonic() > stop:
+                if given.only not in (None, name) or time.monotonic() > stop:
+                    continue
+                if kept.count(f"{name}, {how}"):
                     continue
                 runs = (
                     training(there, settings, base, how)
