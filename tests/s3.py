@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,28 +28,32 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Client]":
     """A client of a server that the AWS variables of this session name; no buckets in it yet."""
     import boto3
 
-    folder = tmp_path_factory.mktemp("s3")
+    with serving(tmp_path_factory.mktemp("s3")) as variables, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield boto3.client("s3")
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[dict[str, str]]:
+    """A server, and the AWS variables that name it; ``log`` in the folder has its requests."""
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     server = _start(port, folder)
     try:
         _wait(server, port, folder / "log")
         user, secret = _make_user(endpoint)
-        variables = {
+        yield {
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_ACCESS_KEY_ID": user,
             "AWS_SECRET_ACCESS_KEY": secret,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        with pytest.MonkeyPatch.context() as patch:
-            for name in [name for name in os.environ if name.startswith("AWS_")]:
-                patch.delenv(name)
-            patch.setenv("AWS_CONFIG_FILE", os.devnull)
-            patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-            patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            yield boto3.client("s3")
     finally:
         server.terminate()
         server.wait(30)
