@@ -27,9 +27,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytag import storage
 from raytag.cluster import check_output, check_reach, connect, nodes
-from raytag.errors import ResourceError, SettingsError
+from raytag.errors import RaytagError, ResourceError, SettingsError
 from raytag.model.adapter import output_names
 from raytag.model.base import Base, find_base, head_config
+from raytag.model.files import find_fingerprint
 from raytag.registry.records import Version
 from raytag.report.content import from_json
 from raytag.train.data import FREE, TrainingData, gather, settings_fingerprint
@@ -53,11 +54,10 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     started = time.time()
     check_mlflow(settings)
     check_output(settings.output)
-    base = find_base(settings.base, settings.revision)
+    base = find_base(settings.base, settings.revision, weights=False)
     head_config(base, settings.head, ())
     data = gather(settings)
-    weights = base.fingerprint()
-    parent = read_parent(settings, weights)
+    parent = read_parent(settings)
     for note in data.notes:
         print(note)
     connect("finetune.py")
@@ -70,7 +70,9 @@ def finetune(settings: FinetuneSettings) -> Published | None:
         print(f"  {available / GIB:8.2f} GiB  there")
     if settings.dry_run:
         return None
-    run = settings_fingerprint(asdict(settings), data.fingerprint(), begun_from(weights, parent))
+    weights = _fingerprint(base, device)
+    start = begun_from(settings, weights, parent)
+    run = settings_fingerprint(asdict(settings), data.fingerprint(), start)
     if not _claim(settings, run):
         _say_version(register(settings, data, run, parent))
         return None
@@ -97,6 +99,22 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     _say_version(register(settings, data, run, parent))
     storage.remove_folder(storage.join(settings.output, "checkpoints"))
     return published
+
+
+def _fingerprint(base: Base, device: str) -> str:
+    """Of a base's files. What is not in a folder is read where workers will need it anyway: the
+    driver's host may have no room for it, and no other use."""
+    if base.revision is None:
+        return base.fingerprint()
+    # The least that keeps it away from a head that offers nothing.
+    placed: Any = {"num_gpus": 0.001} if device == "gpu" else {"num_cpus": 1}
+    task = ray.remote(**placed)(find_fingerprint)
+    try:
+        return str(ray.get(task.remote(base.name, base.revision)))
+    except ray.exceptions.RayTaskError as exc:
+        if isinstance(exc.cause, RaytagError):
+            raise exc.cause from exc
+        raise
 
 
 def _say_version(version: Version | None) -> None:
