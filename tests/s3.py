@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,28 @@ _UNCHECKED = 3  # how many calls moto lets through first: they make the user and
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S3Client]":
+def s3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server's log is, and the copies of models that come from it."""
+    return tmp_path_factory.mktemp("s3")
+
+
+@pytest.fixture
+def given(s3: "S3Client", s3_folder: Path) -> Callable[[str], int]:
+    """How often the server has given away an object, of this s3:// URI, whole or a part of it."""
+
+    def count(uri: str) -> int:
+        line = f"GET /{uri.removeprefix('s3://')} HTTP"
+        return (s3_folder / "log").read_text(encoding="utf-8").count(line)
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def s3(s3_folder: Path) -> "Iterator[S3Client]":
     """A client of a server that the AWS variables of this session name; no buckets in it yet."""
     import boto3
 
-    with serving(tmp_path_factory.mktemp("s3")) as variables, pytest.MonkeyPatch.context() as patch:
+    with serving(s3_folder) as variables, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
         for name, value in variables.items():
@@ -53,6 +70,7 @@ def serving(folder: Path) -> Iterator[dict[str, str]]:
             "AWS_ACCESS_KEY_ID": user,
             "AWS_SECRET_ACCESS_KEY": secret,
             "AWS_DEFAULT_REGION": "us-east-1",
+            "RAYTAG_MODELS": str(folder / "models"),
         }
     finally:
         server.terminate()

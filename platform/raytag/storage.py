@@ -218,22 +218,34 @@ def download_folder(uri: Uri, local: Uri) -> list[str]:
         target = root / name
         if not target.resolve().is_relative_to(root):
             raise StorageError(f"{source}: this name leads out of its folder; rename it")
-        place = _place(source)
-        with _translated(source, "read"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if place.bucket:
-                _s3().download_file(place.bucket, place.key, str(target))
-            else:
-                _copy(Path(place.key), target)
+        download_file(source, target)
         names.append(name)
     return names
+
+
+def download_file(uri: Uri, local: Path) -> None:
+    """Copies one file to this machine's disk."""
+    place = _place(uri)
+    with _translated(uri, "read"):
+        local.parent.mkdir(parents=True, exist_ok=True)
+        if place.bucket:
+            _s3().download_file(place.bucket, place.key, str(local))
+        else:
+            _copy(Path(place.key), local)
+
+
+def local_path(uri: Uri) -> Path | None:
+    """Where a file or folder lies on this machine's disk; None for one on an object store."""
+    place = _place(uri)
+    return None if place.bucket else Path(place.key)
 
 
 @contextmanager
 def on_disk(folder: str) -> Iterator[Path]:
     """A folder on this machine's disk: itself where it is local, else a copy for the time."""
-    if "://" not in folder:
-        yield Path(folder)
+    path = local_path(folder)
+    if path is not None:
+        yield path
         return
     with tempfile.TemporaryDirectory() as copy:
         download_folder(folder, copy)

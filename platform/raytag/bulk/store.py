@@ -41,7 +41,7 @@ class Plan:
     settings: Mapping[str, Any]
     """Those that shape the result."""
     model: str
-    """Its fingerprint."""
+    """Its revision, see ``raytag.model.files.revision_of``."""
     files: Sequence[CorpusFile]
     columns: Columns
     shards: Sequence[Sequence[Stretch]]

@@ -5,7 +5,6 @@ shards to a pool of actors and brings back their receipts; that a shard counts o
 store's doing, whatever Ray tries again.
 """
 
-import hashlib
 import logging
 import pickle
 import time
@@ -43,6 +42,7 @@ from raytag.bulk.store import (
 )
 from raytag.cluster import check_output, check_reach, connect
 from raytag.errors import DataError, ModelError, RaytagError, SettingsError
+from raytag.model.files import find_model, revision_of
 from raytag.placement import Seat, find_seat
 from raytag.report.terminal import TaggingProgress
 
@@ -65,7 +65,9 @@ def tag(settings: TagSettings) -> Manifest:
     Raises RaytagError, with one line for the user, for whatever they can mend.
     """
     check_output(settings.output)
-    model = model_fingerprint(settings.model)
+    if not storage.exists(storage.join(settings.model, "card.json")):
+        raise ModelError(f"{settings.model} is no model or adapter of ours: it holds no card.json")
+    model = revision_of(settings.model)
     before = read_manifest(settings.output)
     if before is not None and not settings.replay:
         plan = settled_plan(settings.output, before.generation)
@@ -84,27 +86,6 @@ def tag(settings: TagSettings) -> Manifest:
     manifest = read_manifest(settings.output)
     assert manifest is not None
     return manifest
-
-
-def model_fingerprint(model: str) -> str:
-    """SHA-256 over the model's or adapter's files: their content, or on S3 what it says of it.
-
-    Raises ModelError where the folder is neither.
-    """
-    if not storage.exists(storage.join(model, "card.json")):
-        raise ModelError(f"{model} is no model or adapter of ours: it holds no card.json")
-    digest = hashlib.sha256()
-    for entry in storage.list_entries(model):
-        name = entry.uri.rpartition("/")[2]
-        if name.endswith((".safetensors", ".json")):
-            digest.update(name.encode())
-            if "s3://" in entry.uri:
-                digest.update(entry.version.encode())
-            else:
-                with storage.open_read(entry.uri) as stream:
-                    while part := stream.read(1 << 20):
-                        digest.update(part)
-    return digest.hexdigest()
 
 
 def _planned(
@@ -327,14 +308,15 @@ class ShardTagger:
         try:
             if self._plan is None:
                 # From storage: nothing of the driver's has to live for an actor to start again.
-                self._plan = settled_plan(self._settings.output, self._generation)
-                self._tagger = self._load()
+                plan = settled_plan(self._settings.output, self._generation)
+                self._tagger = self._load(plan.model)
+                self._plan = plan
             outcome = tag_shard(self._plan, int(batch["shard"][0]), self._settings, self._tagger)
         except RaytagError as exc:
             outcome = exc
         return {"outcome": [pickle.dumps(outcome)]}
 
-    def _load(self) -> Any:
+    def _load(self, revision: str) -> Any:
         import torch
 
         from raytag.model.merge import load_for_tagging
@@ -343,10 +325,10 @@ class ShardTagger:
         settings = self._settings
         torch.set_num_threads(settings.cpus)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with storage.on_disk(settings.model) as folder:
-            loaded = load_for_tagging(
-                folder, base=settings.base, load_in=settings.load_in, device=device
-            )
+        found = find_model(settings.model, revision)
+        loaded = load_for_tagging(
+            found.path, base=settings.base, load_in=settings.load_in, device=device
+        )
         # More does not fit a CPU's cache, less leaves a GPU idle.
         most = settings.batch_tokens or (16384 if device.type == "cuda" else 1024)
         return Tagger.of(loaded, most, settings.threshold)

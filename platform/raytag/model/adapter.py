@@ -271,7 +271,7 @@ def load_adapter(
     card = AdapterCard.read(folder)
     if card.merged is not None:
         raise ModelError(f"{folder} is a merged model already; an adapter is needed here")
-    found = find_base(base or card.base, card.revision)
+    found = base_of(card, base)
     if found.fingerprint() != card.base_fingerprint:
         raise ModelError(
             f"{found.name} is not the base {folder} was trained on: the fingerprints of config, "
@@ -288,6 +288,11 @@ def load_adapter(
         round_parameters(adapted)
     head = make_head(card.head, tokenizer, card.labels, card.instruction, context(model))
     return LoadedModel(model=adapted, head=head, card=card)
+
+
+def base_of(card: AdapterCard, elsewhere: str | None = None) -> Base:
+    """The base that a card names, or what lies elsewhere; whether it is the same is not asked."""
+    return find_base(elsewhere) if elsewhere else find_base(card.base, card.revision)
 
 
 def round_parameters(model: nn.Module) -> None:
@@ -326,10 +331,7 @@ def snippet(card: AdapterCard, folder: str) -> str:
 
     What lies in a bucket is copied first, by a command that the snippet names.
     """
-    place, copy = folder, ""
-    if "://" in folder:
-        place = folder.rstrip("/").rpartition("/")[2]
-        copy = f"# Copied here with: aws s3 cp --recursive {folder} {place}\n"
+    place, copy = _beside(folder)
     kind = "AutoModelForTokenClassification" if card.head == "tag" else "AutoModelForCausalLM"
     if card.head == "tag":
         text = 'text = "Apple\'s CEO Tim Cook gave a presentation in Seoul."'
@@ -349,16 +351,17 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 logits = model(**tokenizer(text, return_tensors="pt")).logits
 print(logits)
 """
-    revision = f", revision={card.revision!r}" if card.revision else ""
+    base, copy_base = _beside(card.base)
+    revision = f", revision={card.revision!r}" if card.revision and not copy_base else ""
     return f"""\
 from peft import PeftModel
 from transformers import AutoConfig, {kind}, AutoTokenizer
 
-{copy}adapter = {place!r}
+{copy}{copy_base}adapter = {place!r}
 # The adapter's own config carries what the head needs of the base.
 config = AutoConfig.from_pretrained(adapter)
 base = {kind}.from_pretrained(
-    {card.base!r}{revision}, config=config, dtype="float32"
+    {base!r}{revision}, config=config, dtype="float32"
 )
 model = PeftModel.from_pretrained(base, adapter).eval()
 tokenizer = AutoTokenizer.from_pretrained(adapter)
@@ -366,3 +369,11 @@ tokenizer = AutoTokenizer.from_pretrained(adapter)
 logits = model(**tokenizer(text, return_tensors="pt")).logits
 print(logits)
 """
+
+
+def _beside(folder: str) -> tuple[str, str]:
+    """Where a snippet finds a folder, and the line that says how it gets there."""
+    if "://" not in folder:
+        return folder, ""
+    place = folder.rstrip("/").rpartition("/")[2]
+    return place, f"# Copied here with: aws s3 cp --recursive {folder} {place}\n"

@@ -1,11 +1,10 @@
-"""Base models: a pretrained directory or hub name, loaded for a head.
+"""Base models: a pretrained directory, ``s3://`` prefix or hub name, loaded for a head.
 
 Knows Hugging Face's loading code, dtypes and quantisation, and what makes a decoder's
 attention bidirectional. Does not know adapters, data or training. Weights are read from
 safetensors only and no code that comes with a model is ever run.
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +28,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from raytag.errors import ModelError
+from raytag.model.files import find_model, fingerprint
 from raytag.model.settings import HeadName, LoadIn
-
-_WEIGHTS = "*.safetensors"
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-_FINGERPRINTED = frozenset({".safetensors", ".json", ".model"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +38,7 @@ class Base:
 
     name: str
     revision: str | None
+    """With which ``find_base`` finds this very content on another host; None for a folder."""
     path: Path
 
     @property
@@ -56,49 +53,17 @@ class Base:
 
     def fingerprint(self) -> str:
         """SHA-256 over config, tokenizer and weight files, by name and content."""
-        digest = hashlib.sha256()
-        for file in sorted(self.path.iterdir()):
-            if file.suffix in _FINGERPRINTED or file.name in ("vocab.txt", "merges.txt"):
-                digest.update(file.name.encode())
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        return fingerprint(self.path)
 
 
-def find_base(name: str, revision: str | None = None) -> Base:
-    """The base at a directory, or fetched from the hub into its cache.
+def find_base(name: str, revision: str | None = None, *, weights: bool = True) -> Base:
+    """The base in a folder, on an object store or on the hub, on this host's disk.
 
-    Raises ModelError where there is neither, or no safetensors weights in it.
+    Without ``weights`` the fingerprint is of no use, and what is found serves its config alone.
+    Raises as :func:`~raytag.model.files.find_model`.
     """
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-            raise ModelError(
-                f"no base model at {name}: not a directory, nor a hub name (owner/name)"
-            )
-        path = _from_hub(name, revision)
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{name} is not a model directory: it holds no config.json")
-    if not any(path.glob(_WEIGHTS)):
-        raise ModelError(
-            f"{name} has no .safetensors weights, and no other kind is loaded; "
-            "convert it with transformers' save_pretrained first"
-        )
-    return Base(name=name, revision=revision, path=path.resolve())
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=[_WEIGHTS, *_SMALL_FILES])
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as exc:
-        raise ModelError(
-            f"no directory {name} here, and the hub did not give it: {_line(exc)}"
-        ) from exc
+    found = find_model(name, revision, weights=weights)
+    return Base(name=name, revision=found.revision, path=found.path)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -40,6 +40,7 @@ from raytag.model.adapter import (
     WEIGHTS,
     AdapterCard,
     LoadedModel,
+    base_of,
     card_json,
     context,
     load_adapter,
@@ -172,7 +173,7 @@ def _merge_into(
     expected, expected_f1 = _logits(loaded, texts), _f1(loaded, examples)
     dtype = settings.dtype
     if dtype == "auto":
-        dtype = stored_dtype(find_base(settings.base or loaded.card.base, loaded.card.revision))
+        dtype = stored_dtype(base_of(loaded.card, settings.base))
     lineage: dict[str, Any] = {"dtype": dtype, "adapter_fingerprint": fingerprint(adapter)}
     card = replace(loaded.card, merged=dict(lineage))
     merged = _merged(loaded, dtype, texts, expected)

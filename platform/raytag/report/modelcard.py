@@ -31,7 +31,7 @@ class CardFacts:
 
     name: str
     base: str
-    """A hub name or a directory."""
+    """A hub name, a directory or an s3:// prefix."""
     base_revision: str = ""
     head: str
     """``generate`` or ``tag``."""

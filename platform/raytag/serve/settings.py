@@ -18,7 +18,7 @@ class ServeSettings:
     """Serve the adapters of all tenants on one base model."""
 
     base: str
-    """Base model that all adapters were trained on: a directory or a hub name."""
+    """Base model that all adapters were trained on: a directory, an s3:// prefix or a hub name."""
     revision: str | None = None
     """Revision of a base from the hub."""
     head: HeadName = "tag"

@@ -3,11 +3,9 @@
 The model runs where the cluster has room for it; the report is written by the driver.
 """
 
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -130,10 +128,9 @@ def _tag(settings: EvaluateSettings, texts: Sequence[Sequence[str]]) -> Tagged |
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            storage.download_folder(settings.adapter, folder)
+        with storage.on_disk(settings.adapter) as folder:
             loaded = load_adapter(
-                Path(folder), base=settings.base, load_in=settings.load_in, device=device
+                folder, base=settings.base, load_in=settings.load_in, device=device
             )
         tagger = Tagger.of(loaded, settings.batch_tokens, settings.threshold)
         started = time.time()

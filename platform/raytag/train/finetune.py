@@ -27,9 +27,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raytag import storage
 from raytag.cluster import check_output, check_reach, connect, nodes
-from raytag.errors import ResourceError, SettingsError
+from raytag.errors import RaytagError, ResourceError, SettingsError
 from raytag.model.adapter import output_names
 from raytag.model.base import Base, find_base, head_config
+from raytag.model.files import find_fingerprint
 from raytag.placement import Seat, find_seat
 from raytag.registry.records import Version
 from raytag.report.content import from_json
@@ -54,17 +55,12 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     started = time.time()
     check_mlflow(settings)
     check_output(settings.output)
-    base = find_base(settings.base, settings.revision)
+    base = find_base(settings.base, settings.revision, weights=False)
     head_config(base, settings.head, ())
     data = gather(settings)
-    weights = base.fingerprint()
-    parent = read_parent(settings, weights)
+    parent = read_parent(settings)
     for note in data.notes:
         print(note)
-    run = settings_fingerprint(asdict(settings), data.fingerprint(), begun_from(weights, parent))
-    if not settings.dry_run and _finished(settings, run):
-        _say_version(register(settings, data, run, parent))
-        return None
     connect("finetune.py")
     check_reach(settings.output)
     fewest, _ = settings.worker_range
@@ -76,6 +72,12 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     if available is not None:
         print(f"  {available / GIB:8.2f} GiB  there")
     if settings.dry_run:
+        return None
+    weights = _fingerprint(base, seat)
+    start = begun_from(settings, weights, parent)
+    run = settings_fingerprint(asdict(settings), data.fingerprint(), start)
+    if _finished(settings, run):
+        _say_version(register(settings, data, run, parent))
         return None
     _claim(settings, run)
     data.write(storage.join(settings.output, "data"))
@@ -103,6 +105,22 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     return published
 
 
+def _fingerprint(base: Base, seat: Seat) -> str:
+    """Of a base's files. What is not in a folder is read where workers will need it anyway: the
+    driver's host may have no room for it, and no other use."""
+    if base.revision is None:
+        return base.fingerprint()
+    # The least that keeps it away from a head that offers nothing.
+    placed = seat.options | ({"num_cpus": 0, "num_gpus": 0.001} if seat.gpu else {"num_cpus": 1})
+    task = ray.remote(**placed)(find_fingerprint)
+    try:
+        return str(ray.get(task.remote(base.name, base.revision)))
+    except ray.exceptions.RayTaskError as exc:
+        if isinstance(exc.cause, RaytagError):
+            raise exc.cause from exc
+        raise
+
+
 def _say_version(version: Version | None) -> None:
     if version is not None:
         print(f"version: {version}")
@@ -111,8 +129,8 @@ def _say_version(version: Version | None) -> None:
 def _finished(settings: FinetuneSettings, run: str) -> bool:
     """Whether this very run has finished in the output, and is not to be replaced; says so.
 
-    Asked before nodes are waited for. Raises SettingsError where the output holds another run,
-    naming what differs, or files that no run has put there.
+    Raises SettingsError where the output holds another run, naming what differs, or files that no
+    run has put there.
     """
     output = settings.output
     theirs = _recorded(output)

@@ -235,8 +235,8 @@ class Worker:
         data = gather(settings)
         self._load(entry)
         weights = self._packed.fingerprint
-        parent = read_parent(settings, weights)
-        start = begun_from(weights, parent)
+        parent = read_parent(settings)
+        start = begun_from(settings, weights, parent)
         run = settings_fingerprint(asdict(settings), data.fingerprint(), start)
         version = Registry(settings.registry).of_run(entry.tenant, str(settings.domain), run)
         if version is not None:

@@ -19,10 +19,10 @@ ALIKE = ("rank", "alpha", "targets")
 """Settings that an adapter and one that begins from it must share."""
 
 
-def read_parent(settings: FinetuneSettings, base_fingerprint: str) -> Parent | None:
+def read_parent(settings: FinetuneSettings) -> Parent | None:
     """The adapter that ``--warm-start`` names, a version or a folder.
 
-    Raises SettingsError where it is of another base, head or shape, naming what differs.
+    Raises SettingsError where it is of another head or shape, naming what differs.
     """
     named = settings.warm_start
     if named is None:
@@ -31,11 +31,6 @@ def read_parent(settings: FinetuneSettings, base_fingerprint: str) -> Parent | N
     with storage.on_disk(place) as folder:
         parent = Parent.read(folder, name, version=name if name != place else None)
     card = parent.card
-    if card.base_fingerprint != base_fingerprint:
-        raise SettingsError(
-            f"--warm-start {named} was trained on another base, {card.base}; begin from an adapter "
-            f"of {settings.base}"
-        )
     theirs: dict[str, Any] = {"head": card.head, **{key: card.settings.get(key) for key in ALIKE}}
     mine = {key: getattr(settings, key) for key in theirs}
     if settings.head == "generate":
@@ -49,10 +44,18 @@ def read_parent(settings: FinetuneSettings, base_fingerprint: str) -> Parent | N
     return parent
 
 
-def begun_from(fingerprint: str, parent: Parent | None) -> str:
-    """The fingerprint of what a run starts with: the base's, and with a parent that of both."""
+def begun_from(settings: FinetuneSettings, fingerprint: str, parent: Parent | None) -> str:
+    """The fingerprint of what a run starts with: the base's, and with a parent that of both.
+
+    Raises SettingsError where the parent is of another base.
+    """
     if parent is None:
         return fingerprint
+    if parent.card.base_fingerprint != fingerprint:
+        raise SettingsError(
+            f"--warm-start {settings.warm_start} was trained on another base, {parent.card.base}; "
+            f"begin from an adapter of {settings.base}"
+        )
     return hashlib.sha256(f"{fingerprint} {parent.fingerprint}".encode()).hexdigest()
 
 

@@ -21,7 +21,7 @@ class FinetuneSettings:
     """Fine-tune a base model for named entity recognition with LoRA+."""
 
     base: str
-    """Directory or hub name of the base model."""
+    """The base model: a directory, an s3:// prefix or a hub name."""
     train: str
     """Annotated text: file, folder or data set, local or s3://."""
     output: str

@@ -63,7 +63,7 @@ class TrainJob:
 
     settings: FinetuneSettings
     base: Base
-    """As the driver found it; a node that has it elsewhere, or not yet, finds it by name."""
+    """As the driver found it, perhaps without its weights."""
     zero: int
     """The stage, decided."""
     labels: tuple[str, ...]
@@ -159,8 +159,7 @@ class Worker:
     def _load(self) -> None:
         self._clock.phase("load base")
         settings = self._settings
-        base = self._job.base
-        self._base = base if base.path.is_dir() else find_base(base.name, base.revision)
+        self._base = self._find_base()
         self._device = _device()
         torch.manual_seed(settings.seed)
         model = load_model(
@@ -192,6 +191,16 @@ class Worker:
             context(model),
         )
         self._asked: nn.Module = self._model
+
+    def _find_base(self) -> Base:
+        """The driver's very base, on this host."""
+        base = self._job.base
+        if base.revision is not None:
+            return find_base(base.name, base.revision)
+        # A folder of each host's own may hold another model; one of a host's workers looks.
+        looks = ray.train.get_context().get_local_rank() == 0
+        name = str(base.path) if base.path.is_dir() else base.name
+        return find_base(name, self._job.base_fingerprint if looks else None)
 
     def _build(self) -> None:
         """Encode the examples, and put the loop around the model, where it left off."""
