@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 import pytest
 
+from raytag import storage
 from raytag.bulk.results import read_results
 from raytag.bulk.settings import TagSettings
 from raytag.bulk.store import read_rejects
@@ -130,23 +132,38 @@ def test_too_many_rejects_stop_the_job(driver: None, adapter: Path, tmp_path: Pa
     assert found == alone(adapter, SENTENCES[:30])
 
 
-def test_merged_or_not_and_however_many_actors(driver: None, adapter: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    merge_adapter(MergeSettings(adapter=str(adapter), output=str(model), dtype="fp32"))
+def test_merged_or_not_and_however_many_actors(
+    driver: None,
+    s3: "S3Client",
+    given: Callable[[str], int],
+    adapter: Path,
+    tmp_path: Path,
+) -> None:
+    s3.create_bucket(Bucket="models")
+    model, base = "s3://models/merged", "s3://models/base"
+    storage.upload_folder(adapter.parent / "base", base)
+    merge_adapter(MergeSettings(adapter=str(adapter), output=model, base=base, dtype="fp32"))
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for i in range(40):
         (corpus / f"{i:02}.txt").write_text(" ".join(SENTENCES[i : i + 8]), encoding="utf-8")
     found = []
-    for actors, given in (("1", model), ("2", adapter)):
+    for actors, name in (("1", str(adapter)), ("2", model)):
         output = str(tmp_path / f"tags-{actors}")
         settings = TagSettings(
-            input=str(corpus), output=output, model=str(given), actors=actors, shard_documents=5
+            input=str(corpus),
+            output=output,
+            model=name,
+            base=base,
+            actors=actors,
+            shard_documents=5,
         )
         manifest = tag(settings)
         assert manifest.documents_out == 40
         found.append({row["id"]: spans(row) for row in read_results(output, manifest)})
     assert found[0] == found[1]
+    # For merging and tagging, and for two actors.
+    assert [given(f"{uri}/model.safetensors") for uri in (base, model)] == [1, 1]
     texts = [(corpus / f"{i:02}.txt").read_text(encoding="utf-8") for i in range(40)]
     assert [found[0][f"{i:02}.txt"] for i in range(40)] == alone(adapter, texts)
     assert sum(map(len, found[0].values())) > 200

@@ -2,18 +2,23 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from serve_cases import Served, write_adapter
 from tiny import encoder
 
 from driving import driving
+from raytag import storage
 from raytag.local import LocalCluster
 from raytag.registry.registry import Registry
 from raytag.serve.keys import ANY, Keys
 from raytag.serve.limits import Limits
 from raytag.serve.settings import ServeSettings
 from s3 import free_port
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 LEASE = 2.0
 HERE = Path(__file__).parent
@@ -36,7 +41,10 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def served(
-    cluster: LocalCluster, adapters: Path, tmp_path_factory: pytest.TempPathFactory
+    cluster: LocalCluster,
+    s3: "S3Client",
+    adapters: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
     """acme/news with versions 1 and 2, production and candidate; acme/other; globex/news. Tests
     publish more of acme's; paper/news is like acme/news, and stays so."""
@@ -59,8 +67,10 @@ def served(
     keys["operator"] = store.create(ANY, "operator").text
     keys["wrong"] = keys["acme"][:-4] + ("AAAA" if keys["acme"][-4:] != "AAAA" else "BBBB")
     port = free_port()
+    s3.create_bucket(Bucket="served")
+    storage.upload_folder(adapters / "base", "s3://served/base")
     settings = ServeSettings(
-        base=str(adapters / "base"),
+        base="s3://served/base",
         registry=str(folder / "registry"),
         keys=str(folder / "keys"),
         port=port,

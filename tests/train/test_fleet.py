@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from raytag import storage
 from raytag.errors import SettingsError
 from raytag.local import LocalCluster
 from raytag.model.adapter import AdapterCard
+from raytag.model.files import fingerprint
 from raytag.registry.registry import Registry
 from raytag.train.fleet import Turns
 from raytag.train.fleet_settings import Entry, FleetSettings, read_manifest
@@ -125,10 +126,17 @@ def test_of_six_one_fails_and_five_are_published_once_though_the_driver_dies_twi
 
 
 def test_a_run_is_published_and_another_begins_from_it(
-    cluster: LocalCluster, base: Path, data: Path, tmp_path: Path
+    cluster: LocalCluster,
+    s3: "S3Client",
+    given: Callable[[str], int],
+    base: Path,
+    data: Path,
+    tmp_path: Path,
 ) -> None:
     registry = str(tmp_path / "registry")
-    flags = ["--base", str(base), "--train", str(data), "--epochs", "1", "--rank", "4"]
+    s3.create_bucket(Bucket="lineage")
+    storage.upload_folder(base, "s3://lineage/base")
+    flags = ["--base", "s3://lineage/base", "--train", str(data), "--epochs", "1", "--rank", "4"]
     flags += ["--registry", registry, "--tenant", "acme", "--domain", "news"]
     first = _run(cluster, _job("finetune", *flags, "--output", str(tmp_path / "first")))
     assert first.returncode == 0, first.stdout + first.stderr
@@ -137,9 +145,13 @@ def test_a_run_is_published_and_another_begins_from_it(
     again = _run(cluster, _job("finetune", *flags, "--output", str(tmp_path / "first")))
     assert again.returncode == 0
     assert "version: acme/news@1" in again.stdout
+    # For the driver, its task and the worker, twice.
+    assert given("s3://lineage/base/model.safetensors") == 1
+    assert AdapterCard.read(tmp_path / "first" / "adapter").base_fingerprint == fingerprint(base)
     Registry(registry).promote("acme/news@1", "production")
 
-    # A rate of nothing: what comes out is what was begun from, but for the label not known there.
+    # The same base from elsewhere. A rate of nothing: what comes out is what was begun from, but
+    # for the label not known there.
     more = tmp_path / "more.jsonl"
     extra = {"text": "Gold rose.", "entities": [{"start": 0, "end": 4, "label": "METAL"}]}
     more.write_text(data.read_text(encoding="utf-8") + json.dumps(extra) + "\n", encoding="utf-8")
