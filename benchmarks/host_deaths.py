@@ -19,6 +19,7 @@ are kept with every death in benchmarks/results/host_deaths.json.
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -57,10 +59,18 @@ FULL = {
 QUICK = {**FULL, "deaths": 1, "checkpoint_every": 30, "documents": 10_000, "calm_seconds": 8}
 
 
-def lose(there: Site, how: How) -> tuple[float, float]:
-    """(when a worker died, seconds until the head had noticed)."""
+@dataclass(frozen=True)
+class Death:
+    when: float
+    unnoticed: float
+    """Seconds until the head held the host to be dead."""
+    load: float
+    """Of the machine, a minute's average before."""
+
+
+def lose(there: Site, how: How) -> Death:
     victim = there.ray.workers[0]
-    began = time.time()
+    began, load = time.time(), os.getloadavg()[0]
     if how == "cut":
         victim.cut()
     else:
@@ -70,7 +80,7 @@ def lose(there: Site, how: How) -> tuple[float, float]:
     unnoticed = until(lambda: victim.address not in there.ray.alive(), 90)
     # What a host that was cut off does now concerns nobody, and takes time from the others.
     there.ray.kill(victim)
-    return began, unnoticed
+    return Death(began, unnoticed, load)
 
 
 def gain(there: Site) -> float:
@@ -116,27 +126,26 @@ def training(there: Site, settings: Mapping[str, Any], base: Path, how: How) -> 
 
     ray.have_workers(2)
     job = finetune(ray, output, *flags)
-    happened: list[tuple[str, float, float]] = []
+    happened: list[tuple[Death, float]] = []
     for _ in range(settings["deaths"]):
         at_work()
         time.sleep(chance.uniform(0, every * 0.15))  # at any time since the last checkpoint
-        died, unnoticed = lose(there, how)
-        happened.append(("death", died, unnoticed))
+        death = lose(there, how)
         at_work()
-        joined = gain(there)
-        happened.append(("join", joined, 0.0))
+        happened.append((death, gain(there)))
     at_work()
     steps = dated_steps(output)
     end(job, there)
-    found = []
-    ends = [when for _, when, _ in happened[1:]] + [steps[-1][1]]
-    for (kind, when, unnoticed), last in zip(happened, ends, strict=True):
-        stalled = stall(steps, when, last)
-        if kind == "death":
-            found.append({"unnoticed_seconds": unnoticed, **stalled})
-        else:
-            found[-1]["join"] = stalled
-    return found
+    ends = [death.when for death, _ in happened[1:]] + [steps[-1][1]]
+    return [
+        {
+            "unnoticed_seconds": death.unnoticed,
+            **stall(steps, death.when, joined),
+            "join": stall(steps, joined, last),
+            "load_before": death.load,
+        }
+        for (death, joined), last in zip(happened, ends, strict=True)
+    ]
 
 
 def stall(steps: Sequence[tuple[int, float]], begin: float, end: float) -> dict[str, float]:
@@ -193,14 +202,14 @@ def tagging(there: Site, settings: Mapping[str, Any], how: How) -> list[dict[str
         until(lambda: len(receipts.dated) > 5, 120, "shards tagged")
         calm = time.time()
         time.sleep(settings["calm_seconds"])
-        happened: list[tuple[float, float, float]] = []
+        happened: list[tuple[Death, float]] = []
         for _ in range(settings["deaths"]):
-            died, unnoticed = lose(there, how)
-            happened.append((died, unnoticed, gain(there)))
+            death = lose(there, how)
+            happened.append((death, gain(there)))
             time.sleep(2 * settings["calm_seconds"])
     assert job.poll() is None, "the corpus is too small"
     done = receipts.dated
-    ends = [died for died, *_ in happened[1:]] + [time.time()]
+    ends = [death.when for death, _ in happened[1:]] + [time.time()]
     end(job, there)
     took = {file: json.loads(storage.read_bytes(file))["seconds"] for file in done}
 
@@ -208,11 +217,12 @@ def tagging(there: Site, settings: Mapping[str, Any], how: How) -> list[dict[str
         """Seconds of actors behind the shards that came to count then."""
         return sum(took[file] for file, when in done.items() if begin <= when < end)
 
-    first = happened[0][0]
+    first = happened[0][0].when
     share = tagged(calm, first) / (2 * (first - calm))
     shard = statistics.median(took.values())
     found = []
-    for (died, unnoticed, joined), last in zip(happened, ends, strict=True):
+    for (death, joined), last in zip(happened, ends, strict=True):
+        died = death.when
         living = (joined - died) + 2 * (last - joined)
         # Of the shards up to the last that was done soon after, the latest.
         begun = max(file for file, when in done.items() if when < died + 3)
@@ -221,13 +231,14 @@ def tagging(there: Site, settings: Mapping[str, Any], how: How) -> list[dict[str
         pause = max(b - a for a, b in pairwise([died, *after]))
         found.append(
             {
-                "unnoticed_seconds": unnoticed,
+                "unnoticed_seconds": death.unnoticed,
                 "lost_seconds": living - tagged(died, last) / share,
                 "shard_late_seconds": late - died,
                 "longest_pause_seconds": pause,
                 "shard_seconds": shard,
                 "busy_share_before": share,
                 "alone_seconds": joined - died,
+                "load_before": death.load,
             }
         )
     return found

@@ -188,14 +188,17 @@ def tag(there: Site, settings: Mapping[str, Any], workers: int) -> dict[str, Any
     # From when each actor has had its first shard until one may have had its last.
     steady = [(at, n) for at, n in done if workers <= n <= shards - workers]
     (first, n), (last, m) = steady[0], steady[-1]
-    between = (m - n) * settings["shard"]
+    between = (m - n) * count / shards
     passed, stored = traffic.of(there.store, first, last), traffic.of(there.store)
     asked = Counter(
         found[1]
         for line in heard
-        # Without what this process asks: how many receipts there are.
-        if (found := re.search(r'"([A-Z]+) (\S+) HTTP', line)) and "_shards%2F" not in found[2]
+        # Without what this process asks: how many receipts there are. Colours come along.
+        if (found := re.search(r'"(?:\x1b\[\d+m)*([A-Z]+) (\S+) HTTP', line))
+        and "_shards%2F" not in found[2]
     )
+    size = len(storage.read_bytes(f"{BUCKET}/corpus-{workers}.jsonl"))
+    model = sum(entry.size for entry in storage.list_entries(f"{BUCKET}/model"))
     busy = sum(receipt.seconds for receipt in manifest.shards)
     return {
         "documents_per_second": between / (last - first),
@@ -205,10 +208,12 @@ def tag(there: Site, settings: Mapping[str, Any], workers: int) -> dict[str, Any
         "bytes_per_document": {
             "read": passed.sent / between,
             "written": passed.received / between,
-            "of_corpus": len(storage.read_bytes(f"{BUCKET}/corpus-{workers}.jsonl")) / count,
             "of_results": sum(receipt.data_bytes for receipt in manifest.shards) / count,
         },
         "store_bytes": {"read": stored.sent, "written": stored.received},
+        "corpus_bytes": size,
+        "model_bytes": model,
+        "shards": shards,
         "requests_per_shard": {kind: number / shards for kind, number in sorted(asked.items())},
         "entities_per_document": sum(manifest.labels.values()) / count,
         "load_before": load,
