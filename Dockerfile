@@ -15,8 +15,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 # 1000 is the user of the hosts that the launcher starts, so mounted files have the right owner.
+# Docker makes what is missing above a mounted folder root's: .cache is the user's beforehand.
 RUN useradd --uid 1000 --create-home --shell /bin/bash ray \
-    && install --directory --owner ray --group ray --mode 700 /home/ray/.ray
+    && install --directory --owner ray --group ray --mode 700 /home/ray/.ray /home/ray/.cache
 
 # HOME: the launcher reads it here. Without a token, Ray in this image does not start. The head asks
 # every host each second whether it lives, and gives up on one that fails to answer five times:

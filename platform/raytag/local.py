@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ class LocalCluster:
         self._cpus = cpus
         # Short: Ray puts Unix sockets below it, whose paths may not exceed 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="raytag-", dir="/tmp"))
-        self._gcs, self._dashboard, self._client = _free_ports(3)
+        self._gcs, self._dashboard, self._agent, self._client = _free_ports(4)
         self._process: subprocess.Popen[bytes] | None = None
         self._token = secrets.token_hex(32)
 
@@ -70,11 +69,13 @@ class LocalCluster:
             f"--port={self._gcs}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self._dashboard}",
+            # Ray's own choice is one for all clusters; the second one's agent would take no jobs.
+            f"--dashboard-agent-listen-port={self._agent}",
             f"--ray-client-server-port={self._client}",
             f"--temp-dir={self._folder}",
             "--disable-usage-stats",
         ]
-        if self._cpus:
+        if self._cpus is not None:
             command.append(f"--num-cpus={self._cpus}")
         self._log = self._folder / "start.log"
         with self._log.open("wb") as log:
@@ -109,22 +110,28 @@ class LocalCluster:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _wait(self) -> None:
-        assert self._process is not None
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self._dashboard}/api/version",
-            headers={"Authorization": f"Bearer {self._token}"},
-        )
+        """Until jobs can be submitted: the dashboard takes them, and its agent runs them."""
         until = time.monotonic() + _START_SECONDS
+        pages = [
+            f"http://127.0.0.1:{self._dashboard}/api/version",
+            f"http://{_own_address()}:{self._agent}/api/healthz",
+        ]
         while time.monotonic() < until:
-            if self._process.poll() is not None:
+            if self._process is None or self._process.poll() is not None:
                 break
-            try:
-                with urllib.request.urlopen(request, timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
+            if all(map(self._answers, pages)):
+                return
+            time.sleep(0.2)
         said = self._log.read_text(errors="replace").strip().splitlines()[-5:]
         raise ResourceError(f"the local Ray cluster did not start: {' | '.join(said)}")
+
+    def _answers(self, page: str) -> bool:
+        request = urllib.request.Request(page, headers={"Authorization": f"Bearer {self._token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return True
+        except OSError:
+            return False
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

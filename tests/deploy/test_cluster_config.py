@@ -23,6 +23,8 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 
+from raytag.model.files import USUALLY
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("head_start_ray_commands", "worker_start_ray_commands")
 MARKET = "ray.io/market-type"
@@ -209,6 +211,19 @@ def test_every_machine_has_its_role_and_a_place_of_its_own() -> None:
     assert spot == {
         name for name, g in groups(own).items() if "InstanceMarketOptions" in g["node_config"]
     }
+
+
+def test_models_stay_on_the_machines_disk_and_in_a_folder_of_the_users() -> None:
+    own = written()
+    options = [shlex.split(option) for option in own["docker"]["run_options"]]
+    mounted = dict(words[1].split(":")[::-1] for words in options if words[0] == "--volume")
+    assert USUALLY.replace("~", "/home/ray").startswith("/home/ray/.cache/raytag/")
+    assert mounted.keys() == {"/home/ray/.cache/huggingface", "/home/ray/.cache/raytag"}
+    (made,) = [c for c in own["initialization_commands"] if c.startswith("mkdir -p ")]
+    assert {*made.split()[2:]} == {*mounted.values()}
+    # Above them Docker would make what is missing root's.
+    (command,) = re.findall(r"install --directory .*", (ROOT / "Dockerfile").read_text())
+    assert "/home/ray/.cache" in command.split()
 
 
 def test_the_image_is_the_projects_and_never_moves() -> None:

@@ -19,6 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 from raytag import __version__
 from raytag.arguments import read_settings, settings_from
 from raytag.bulk.settings import TagSettings
+from raytag.model.files import USUALLY
 from raytag.serve.settings import ServeSettings
 from raytag.train.settings import FinetuneSettings
 
@@ -197,6 +198,10 @@ def test_pods_get_what_they_are_allowed(name: str) -> None:
         assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert pod["nodeSelector"]["nvidia.com/gpu.product"], "kinds of GPU are told apart"
         assert "nvidia.com/gpu" in {one["key"] for one in pod["tolerations"]}
+        mounts = {m["mountPath"]: m["name"] for m in pod["containers"][0]["volumeMounts"]}
+        assert USUALLY.replace("~", "/home/ray").startswith("/home/ray/.cache/")
+        (disk,) = [v for v in pod["volumes"] if v["name"] == mounts["/home/ray/.cache"]]
+        assert disk["emptyDir"] == {}, "a limit would evict the pod before anything is thrown away"
 
 
 def test_spot_is_said_where_spot_is(name: str) -> None:

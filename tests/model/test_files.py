@@ -246,3 +246,29 @@ def test_a_model_is_in_use_while_a_process_lives_that_asked_for_it(base: str, ca
     user.communicate("\n", timeout=60)
     files._make_room("s3://bases/big", 1, cache, files.LEAST_FREE, 1 << 40)
     assert not model.exists()
+
+
+def test_what_the_hub_calls_main_is_one_commit_on_every_host(local: Path, tmp_path: Path) -> None:
+    """With a hub's cache as it is after two downloads, and main moved between them."""
+    model = tmp_path / "models--acme--llama"
+    (model / "snapshots").mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("b" * 40)
+    for commit in "ab":
+        (model / "snapshots" / (commit * 40)).symlink_to(local)
+    code = """
+from raytag.model.files import *
+for revision in (None, "a" * 40):
+    found = find_model("acme/llama", revision)
+    print(found.path.name, found.revision)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ran.stdout.split() == ["b" * 40] * 2 + ["a" * 40] * 2

@@ -136,6 +136,8 @@ def test_a_run_is_published_and_another_begins_from_it(
     registry = str(tmp_path / "registry")
     s3.create_bucket(Bucket="lineage")
     storage.upload_folder(base, "s3://lineage/base")
+    # Other tests' bases have the same files: with one more, this host has no copy of it yet.
+    storage.write_bytes("s3://lineage/base/lineage.txt", b"")
     flags = ["--base", "s3://lineage/base", "--train", str(data), "--epochs", "1", "--rank", "4"]
     flags += ["--registry", registry, "--tenant", "acme", "--domain", "news"]
     first = _run(cluster, _job("finetune", *flags, "--output", str(tmp_path / "first")))

@@ -36,6 +36,8 @@ from raytag.storage import Entry
 
 CACHE = "RAYTAG_MODELS"
 """The variable that names the folder of the copies."""
+USUALLY = "~/.cache/raytag/models"
+"""Where they are without it."""
 KEPT_FREE = 0.15
 """Of the disk: below it Kubernetes begins to evict pods, and at a twentieth Ray stops spilling."""
 LEAST_FREE = 1 << 30
@@ -150,7 +152,7 @@ def _on_this_host(uri: str, revision: str | None, weights: bool) -> Found:
     if not weights:
         entries = [entry for entry in entries if not fnmatchcase(_name(entry), _WEIGHTS)]
         name = f"{found}-small"
-    folder = Path(os.environ.get(CACHE) or "~/.cache/raytag/models").expanduser()
+    folder = Path(os.environ.get(CACHE) or USUALLY).expanduser()
     try:
         while not _use(folder / name, entries):
             _download(uri, entries, folder / name)

@@ -290,6 +290,13 @@ def _plan_line(settings: FinetuneSettings, seat: Seat, zero: int) -> str:
     return f"plan: {workers} {place} worker(s), ZeRO-{zero}, {settings.head} head; needs"
 
 
+def scaling_config(settings: FinetuneSettings, seat: Seat) -> ScalingConfig:
+    """As many workers as asked for, each on a seat."""
+    low, high = settings.worker_range
+    workers: Any = low if low == high else (low, high)
+    return ScalingConfig(num_workers=workers, use_gpu=seat.gpu, resources_per_worker=seat.resources)
+
+
 def _train(job: TrainJob, seat: Seat) -> Outcome:
     """Run the worker group to its end.
 
@@ -301,9 +308,8 @@ def _train(job: TrainJob, seat: Seat) -> Outcome:
     placed: Any = {"num_cpus": 0, "scheduling_strategy": here}
     mailbox: Any = ray.remote(**placed)(Mailbox).remote()
     follower = Follower(mailbox, settings, job.run)
-    low, high = settings.worker_range
-    workers: Any = low if low == high else (low, high)
-    if low < high:
+    scaling = scaling_config(settings, seat)
+    if scaling.elasticity_enabled:
         os.environ.setdefault(*START_SOON)
     failure: Exception | None = None
     follower.start()
@@ -311,9 +317,7 @@ def _train(job: TrainJob, seat: Seat) -> Outcome:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": ray.put(job), "mailbox": mailbox, "started": time.time()},
-            scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=seat.gpu, resources_per_worker=seat.resources
-            ),
+            scaling_config=scaling,
             run_config=RunConfig(
                 name="raytag",
                 storage_path=scratch,
