@@ -309,7 +309,7 @@ def _train(job: TrainJob, seat: Seat) -> Outcome:
     mailbox: Any = ray.remote(**placed)(Mailbox).remote()
     follower = Follower(mailbox, settings, job.run)
     scaling = scaling_config(settings, seat)
-    if scaling.elasticity_enabled:
+    if isinstance(scaling.num_workers, tuple):
         os.environ.setdefault(*START_SOON)
     failure: Exception | None = None
     follower.start()
