@@ -21,6 +21,11 @@ BRIEFLY = 5.0
 """Seconds for which an alias is wanted that stands for no version."""
 
 
+NOWHERE = 8
+"""Aliases of one tenant that are followed although they stand for no version, or it is not known
+yet: anybody can make up any number of them."""
+
+
 class LeaseEnded(RaytagError):  # noqa: N818 - a state, not a fault
     """The switch was not heard of for a lease: what the alias points to is not known now."""
 
@@ -127,10 +132,12 @@ class Leases:
 
         Raises LeaseEnded, and PointsNowhere with its reason.
         """
-        self._asked[alias] = now
+        self._asked.pop(alias, None)
+        self._asked[alias] = now  # the last one, as it is the newest
         held = self._held.get(alias)
         if held is None or held.ends <= now < self._ends:
             self._missing.add(alias)
+            self._forget_some(alias.tenant)
             return None
         if held.ends <= now:
             raise LeaseEnded(
@@ -226,6 +233,17 @@ class Leases:
         running = {held.entry.canary.id for held in self._held.values() if held.entry.canary}
         self._seen = {id_: seen for id_, seen in self._seen.items() if id_ in running}
 
+    def _forget_some(self, tenant: str) -> None:
+        """Want no more of a tenant's aliases that stand for nothing than there may be."""
+        nowhere = [a for a in self._asked if a.tenant == tenant and not self._stands(a)]
+        for alias in nowhere[:-NOWHERE]:
+            del self._asked[alias]
+            self._missing.discard(alias)
+
+    def _stands(self, alias: Ref) -> bool:
+        held = self._held.get(alias)
+        return held is not None and held.entry.version is not None
+
     def _draining(self, held: _Held | None, entry: Entry, now: float) -> dict[int, float]:
         """What may still answer, now that ``entry`` counts.
 
@@ -251,5 +269,4 @@ class Leases:
 
     def _wanted(self, alias: Ref) -> float:
         """Names that stand for nothing, which anybody can make up, are not wanted for long."""
-        held = self._held.get(alias)
-        return self._keep if held and held.entry.version is not None else min(self._keep, BRIEFLY)
+        return self._keep if self._stands(alias) else min(self._keep, BRIEFLY)
