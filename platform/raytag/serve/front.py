@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from raytag.errors import RaytagError
@@ -209,13 +209,14 @@ class Front:
 
     async def _renew(self) -> None:
         # A call that hangs must leave time for others before the lease ends.
-        renewal = self.leases.renewal(time.monotonic())
+        now = time.monotonic()
+        renewal = replace(self.leases.renewal(now), demands=self.limiter.demands(now))
         grant = await asyncio.wait_for(
             self.switchboard.renew(self.id, renewal), self.settings.lease / 3
         )
         now = time.monotonic()
         self.leases.granted(grant, now)
-        self.limiter.set_share(1 / max(1, grant.ingresses), now)
+        self.limiter.set_share(1 / max(1, grant.ingresses), grant.shares, now)
 
     async def _by_alias(self, visit: Visit, alias: Ref, texts: list[str], until: float) -> Answered:
         """By what it points to when the answer goes out; asked again where it moved meanwhile."""

@@ -11,7 +11,7 @@ not for several threads.
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raytag.errors import RaytagError, SettingsError
 from raytag.registry.names import Ref
@@ -65,6 +65,8 @@ class Renewal:
     """The aliases it wants to hear of."""
     seen: Mapping[str, Observed]
     """All it saw of each canary so far, by id: the latest replaces the ones before."""
+    demands: Mapping[str, float] = field(default_factory=dict)
+    """What tenants ask of it, as parts of their limits (``limits.py``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +81,8 @@ class Grant:
     """Seconds from when the renewal was sent."""
     ingresses: int
     """How many are live."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """The part of their limits that it may give to tenants; to others an equal one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from raytag.errors import SettingsError
 from raytag.registry.names import Ref
 from raytag.serve.canary import Canary, Decision, Observed, decide
 from raytag.serve.leases import NOWHERE, Entry, Grant, Renewal
+from raytag.serve.limits import Shares
 
 DRIFT = 1.001
 """The switch counts a lease this much longer: two clocks may differ in rate, though not by more."""
@@ -117,6 +118,8 @@ class Switch:
         self._moves = 0
         self._aliases: dict[Ref, _Alias] = {}
         self._ingresses: dict[str, _Ingress] = {}
+        self._shares = Shares()
+
     def wants(self, alias: Ref, now: float) -> None:
         """Look after an alias: what an ingress does by its renewals. Of a tenant's that point
         nowhere only the last wanted are looked after."""
@@ -206,6 +209,7 @@ class Switch:
             table={ref: a.entry for ref, a in self._aliases.items() if a.entry},
             lease=self._lease,
             ingresses=len(self._ingresses),
+            shares=self._shares.give(ingress, renewal.demands, self._ingresses.keys()),
         )
 
     def leave(self, ingress: str) -> None:
