@@ -3,7 +3,7 @@
 Token buckets: one holds what ``burst_seconds`` of its rate bring and starts full. A request passes
 where the bucket holds what it costs, or is full where it costs more; the bucket then owes the
 rest. So what is admitted in a window of W seconds is at most rate x W + one burst (and never less
-than a request), one burst more where the share of this ingress changed in it, and what is refused
+than a request), one burst more where shares of the ingresses changed in it, and what is refused
 costs nothing. A connection stays at one ingress, so a limit is shared among them by what a tenant
 asks of each (:class:`Shares`). Pure: time is passed in, in seconds of any clock that goes forward.
 Not for several threads at once.
@@ -163,11 +163,12 @@ class Limiter:
     def _forget_some(self, now: float) -> None:
         """Looks at two tenants in turn, and so at all as often as tenants are added.
 
-        One with full buckets, that asks for next to nothing, is as one never seen.
+        One with full buckets and nothing under way is as one never seen, but for a share of its
+        own: buckets that are full of a small one are not of an equal one, later.
         """
         for _ in range(min(2, len(self._tenants))):
             tenant, state = self._tenants.popitem(last=False)
-            if not state.is_idle(now):
+            if tenant in self._shares or not state.is_idle(now):
                 self._tenants[tenant] = state
 
 
@@ -315,8 +316,7 @@ class _Tenant:
             self._characters.take(characters)
 
     def is_idle(self, now: float) -> bool:
-        asks = self.under_way or self.demand(now) > SPARE
-        return not asks and all(bucket.is_full(now) for bucket in self._buckets)
+        return not self.under_way and all(bucket.is_full(now) for bucket in self._buckets)
 
     def set_share(self, share: float, now: float) -> None:
         for bucket in self._buckets:
