@@ -462,7 +462,7 @@ def test_aliases_are_forgotten_that_nobody_wants() -> None:
 def test_names_that_stand_for_nothing_are_not_wanted_for_long() -> None:
     leases = Leases(drain=3.0, keep=60.0)
     for number in range(100):
-        leases.resolve(Ref("acme", "news", f"made-up-{number}"), 0.0)
+        leases.resolve(Ref(f"tenant-{number}", "news", "made-up"), 0.0)
     assert len(leases.renewal(1.0).keeps) == 100
     assert len(leases.renewal(6.0).keeps) == 0
 
