@@ -21,7 +21,7 @@ from raytag.model.mixed import MixedAdapter, MixedTagger
 from raytag.model.packed import PackedModel
 from raytag.model.tagger import Answer, Piece
 from raytag.registry.registry import Registry
-from raytag.serve.batching import Batcher, BatchStats, DeadlineExceeded, Overloaded
+from raytag.serve.batching import Batcher, BatchStats, DeadlineExceeded, NoTime, Overloaded
 from raytag.serve.front import Refusal, Spans
 from raytag.serve.ingress import log_lines
 from raytag.serve.metrics import EngineMetrics
@@ -87,7 +87,8 @@ class Engine:
             async with self._residents.use(version) as resident:
                 return await self._asked(resident, texts, tenant, until)
         except Overloaded as exc:
-            return Refusal(503, str(exc), exc.retry_after, overload=True)
+            overload = not isinstance(exc, NoTime)
+            return Refusal(503, str(exc), exc.retry_after, overload=overload)
         except DeadlineExceeded as exc:
             return Refusal(504, str(exc))
         except DataError as exc:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from raytag.errors import RaytagError
@@ -114,7 +114,9 @@ class Front:
         visit.said |= {"domain": domain, "texts": len(texts), "characters": characters}
         if self.settings.log_texts:
             visit.said["content"] = texts
-        self._check_size(len(texts), characters)
+        most = self.settings.max_characters
+        if characters > most:
+            raise Problem(413, f"{characters:,} characters; send at most {most:,} at a time")
         ref = Ref(tenant, domain, version)
         until = time.monotonic() + min(timeout or self.settings.timeout, self.settings.timeout)
         with self._admitted(tenant, characters):
@@ -160,14 +162,14 @@ class Front:
         rule: Rule,
     ) -> dict[str, Any]:
         """Try a version beside what an alias points to."""
-        canary = Canary(
-            id=f"{self.id}-{time.monotonic_ns()}",
-            version=version,
-            share=share,
-            shadow=shadow,
-            rule=rule,
-        )
         with self._admitted(tenant, 0), _told():
+            canary = Canary(
+                id=f"{self.id}-{time.monotonic_ns()}",
+                version=version,
+                share=share,
+                shadow=shadow,
+                rule=rule,
+            )
             return await self.switchboard.start_canary(Ref(tenant, domain, alias), canary)
 
     async def stop_canary(self, tenant: str, domain: str, alias: str) -> dict[str, Any]:
@@ -209,13 +211,14 @@ class Front:
 
     async def _renew(self) -> None:
         # A call that hangs must leave time for others before the lease ends.
-        renewal = self.leases.renewal(time.monotonic())
+        now = time.monotonic()
+        renewal = replace(self.leases.renewal(now), demands=self.limiter.demands(now))
         grant = await asyncio.wait_for(
             self.switchboard.renew(self.id, renewal), self.settings.lease / 3
         )
         now = time.monotonic()
         self.leases.granted(grant, now)
-        self.limiter.set_share(1 / max(1, grant.ingresses), now)
+        self.limiter.set_share(1 / max(1, grant.ingresses), grant.shares, now)
 
     async def _by_alias(self, visit: Visit, alias: Ref, texts: list[str], until: float) -> Answered:
         """By what it points to when the answer goes out; asked again where it moved meanwhile."""
@@ -314,15 +317,6 @@ class Front:
             return await asyncio.wait_for(self.engines.extract(str(version), texts, left), left)
         except TimeoutError:
             return Refusal(504, "not done within the time given; give more, or send less at a time")
-
-    def _check_size(self, texts: int, characters: int) -> None:
-        most = self.settings
-        if texts > most.max_texts:
-            raise Problem(413, f"{texts:,} texts; send at most {most.max_texts:,} at a time")
-        if characters > most.max_characters:
-            raise Problem(
-                413, f"{characters:,} characters; send at most {most.max_characters:,} at a time"
-            )
 
     @contextlib.contextmanager
     def _admitted(self, tenant: str, characters: int) -> Iterator[None]:

@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from math import ceil
 from typing import Any
 
 from ray import serve
@@ -35,6 +36,9 @@ BODY_PER_CHARACTER = 12
 """Bytes that a character can take in a body: JSON may write it as two escapes."""
 BODY_BESIDES = 1 << 20
 """Bytes of a body that are no text: ids, brackets."""
+ONE_TENANT = 0.5
+"""Of the requests that an ingress works on: what one tenant may have of them, so that there is
+room for others whatever it does."""
 HOLD = 0.5
 """Of the time that requests may wait for a model: what a tenant is turned away for afterwards."""
 logger = logging.getLogger("raytag.serve")
@@ -67,6 +71,7 @@ class Ingress:
             lambda header: self._keys.check(header, time.time()),
             self._metrics,
             settings.max_characters * BODY_PER_CHARACTER + BODY_BESIDES,
+            ceil(settings.max_requests * ONE_TENANT),
         )
         self._http = HttpServer(gate, settings.host, settings.port, drain=settings.timeout)
         self._serving = asyncio.get_running_loop().create_task(self._serve())

@@ -17,7 +17,8 @@ from typing import Literal
 from raytag.errors import SettingsError
 from raytag.registry.names import Ref
 from raytag.serve.canary import Canary, Decision, Observed, decide
-from raytag.serve.leases import Entry, Grant, Renewal
+from raytag.serve.leases import NOWHERE, Entry, Grant, Renewal
+from raytag.serve.limits import Shares
 
 DRIFT = 1.001
 """The switch counts a lease this much longer: two clocks may differ in rate, though not by more."""
@@ -117,9 +118,13 @@ class Switch:
         self._moves = 0
         self._aliases: dict[Ref, _Alias] = {}
         self._ingresses: dict[str, _Ingress] = {}
+        self._shares = Shares()
 
     def wants(self, alias: Ref, now: float) -> None:
-        """Look after an alias: what an ingress does by its renewals."""
+        """Look after an alias: what an ingress does by its renewals. Of a tenant's that point
+        nowhere only the last wanted are looked after."""
+        if alias not in self._aliases:
+            self._make_room(alias.tenant)
         self._aliases.setdefault(alias, _Alias(now)).wanted_at = now
 
     def tracked(self, now: float) -> list[Ref]:
@@ -204,6 +209,7 @@ class Switch:
             table={ref: a.entry for ref, a in self._aliases.items() if a.entry},
             lease=self._lease,
             ingresses=len(self._ingresses),
+            shares=self._shares.give(ingress, renewal.demands, self._ingresses.keys()),
         )
 
     def leave(self, ingress: str) -> None:
@@ -264,6 +270,17 @@ class Switch:
         return [
             (ref, canary, decision) for ref, canary, decision in found if decision.verdict != "wait"
         ]
+
+    def _make_room(self, tenant: str) -> None:
+        """For one more alias of a tenant that may point nowhere."""
+        nowhere = [
+            (alias.wanted_at, ref)
+            for ref, alias in self._aliases.items()
+            if ref.tenant == tenant and not alias.log and not alias.running
+        ]
+        nowhere.sort(key=lambda one: one[0])
+        for _, ref in nowhere[: max(0, len(nowhere) + 1 - NOWHERE)]:
+            del self._aliases[ref]
 
     def _of(self, version: Ref) -> list[tuple[Ref, _Alias]]:
         """The aliases that wait for a version to load."""
