@@ -63,7 +63,10 @@ class Engine:
         )
         self._model.packed.fingerprint  # noqa: B018 - hashes the base once, before anyone waits
         self._residents: Residents[str, MixedAdapter] = Residents(
-            self._read, lambda adapter: adapter.nbytes, settings.cache_megabytes << 20
+            self._read,
+            lambda adapter: adapter.nbytes,
+            settings.cache_megabytes << 20,
+            group=_tenant,
         )
         self._batcher: Batcher[Piece, Answer] = Batcher(
             self._model.run,
@@ -82,13 +85,12 @@ class Engine:
     ) -> list[Spans] | Refusal:
         """The entities of each text by a version, within so many seconds."""
         until = time.monotonic() + seconds
-        tenant = version.partition("/")[0]
         try:
-            async with self._residents.use(version) as resident:
-                return await self._asked(resident, texts, tenant, until)
+            async with self._residents.use(version, until) as resident:
+                return await self._asked(resident, texts, _tenant(version), until)
         except Overloaded as exc:
             return Refusal(503, str(exc), exc.retry_after, overload=True)
-        except DeadlineExceeded as exc:
+        except (DeadlineExceeded, TimeoutError) as exc:
             return Refusal(504, str(exc))
         except DataError as exc:
             return Refusal(422, str(exc))
@@ -155,3 +157,7 @@ class Engine:
         self._metrics.batch(batch.rows, batch.tokens, batch.padded - batch.tokens, batch.seconds)
         for seconds in batch.waits:
             self._metrics.waited(seconds)
+
+
+def _tenant(version: str) -> str:
+    return version.partition("/")[0]
