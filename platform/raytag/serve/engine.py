@@ -100,7 +100,7 @@ class Engine:
             is_missing = isinstance(exc, SettingsError)
             return Refusal(404 if is_missing else 503, str(exc), None if is_missing else 1.0)
         except ModelError as exc:
-            return Refusal(409, f"{version} cannot be used: {exc}", fault=True)
+            return Refusal(409, f"{version} cannot be used: {exc}")
 
     async def load(self, version: str) -> str | None:
         """Have a version ready; why it cannot be used, where it cannot.
