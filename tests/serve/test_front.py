@@ -1,4 +1,5 @@
-"""What an ingress does about a candidate that is slow, fails or refuses."""
+"""What an ingress does about a candidate that is slow, fails or refuses, and a switchboard that is
+away."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -9,10 +10,11 @@ import pytest
 
 from raytag.registry.names import Ref
 from raytag.serve.canary import Canary, Observed, Rule, decide
-from raytag.serve.front import TRIALS, Answered, Front, Refusal, Spans
+from raytag.serve.front import TRIALS, Answered, Away, Front, Refusal, Spans
 from raytag.serve.gate import Visit
 from raytag.serve.leases import Grant, Renewal
 from raytag.serve.metrics import IngressMetrics
+from raytag.serve.problems import Problem
 from raytag.serve.settings import ServeSettings
 from raytag.serve.switch import CanaryStatus, Switch
 
@@ -56,6 +58,12 @@ class Switchboard:
 
     async def renew(self, ingress: str, renewal: Renewal) -> Grant:
         return self.switch.renew(ingress, renewal, 0.0)
+
+    async def leave(self, ingress: str) -> None:
+        raise Away("it ended first")
+
+    async def promote(self, alias: Ref, version: int, wait: float) -> dict[str, Any]:
+        raise Away("it ended meanwhile")
 
     @property
     def trial(self) -> CanaryStatus:
@@ -181,5 +189,17 @@ def test_of_more_requests_than_can_be_tried_at_a_time_only_the_version_in_use_is
             for _ in range(TRIALS + 5):
                 assert (await service.asked()).version == 1
             assert service.engines.under_way == [2] * TRIALS
+
+    run(work())
+
+
+def test_a_switchboard_that_is_away_is_told_with_a_time_to_try_again() -> None:
+    async def work() -> None:
+        service = Service(incumbent=finds, candidate=finds)
+        with pytest.raises(Problem, match="ended meanwhile") as caught:
+            await service.front.promote("acme", "news", "production", 2, 1.0)
+        assert caught.value.status == 503
+        assert caught.value.retry_after
+        await service.front.leave()
 
     run(work())

@@ -95,7 +95,7 @@ class Promotion(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     version: int = Field(ge=1, le=LAST_NUMBER, examples=[4])
-    wait_seconds: float = Field(default=30.0, ge=0, le=300, strict=False)
+    wait_seconds: float = Field(default=30.0, gt=0, le=300, strict=False)
 
 
 class CanaryAsk(BaseModel):

@@ -39,6 +39,10 @@ Spans = list[tuple[int, int, str, float]]
 """A text's entities as (start, end, label, score)."""
 
 
+class Away(RaytagError):  # noqa: N818 - a state, not a fault
+    """A part of the service does not answer at the moment; what was asked may be done or not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """What an engine says where it has no entities."""
@@ -68,7 +72,8 @@ class Engines(Protocol):
 
 
 class Switchboard(Protocol):
-    """Who says what aliases point to. Methods raise RaytagError for what a caller can mend."""
+    """Who says what aliases point to. Methods raise RaytagError for what a caller can mend, Away
+    where it does not answer in time."""
 
     async def renew(self, ingress: str, renewal: Renewal) -> Grant: ...
     async def leave(self, ingress: str) -> None: ...
@@ -206,7 +211,7 @@ class Front:
 
     async def leave(self) -> None:
         """Say that this ingress answers nothing any more."""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, Away):
             await asyncio.wait_for(self.switchboard.leave(self.id), 1.0)
 
     async def _renew(self) -> None:
@@ -367,6 +372,8 @@ def _told() -> Iterator[None]:
     """What the switchboard refuses, as a problem."""
     try:
         yield
+    except Away as exc:
+        raise Problem(503, str(exc), retry_after=2.0) from exc
     except RaytagError as exc:
         raise Problem(409, str(exc)) from exc
 

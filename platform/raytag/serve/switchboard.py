@@ -13,13 +13,15 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
+from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from raytag.errors import ModelError, RaytagError
+from raytag.errors import ModelError, RaytagError, StorageError
 from raytag.registry.names import Ref
 from raytag.registry.registry import Registry
 from raytag.serve.canary import Canary
-from raytag.serve.ingress import log_lines
+from raytag.serve.front import Away
+from raytag.serve.ingress import GONE, log_lines
 from raytag.serve.leases import Grant, Renewal
 from raytag.serve.metrics import SwitchMetrics
 from raytag.serve.settings import ServeSettings
@@ -75,16 +77,18 @@ class Switchboard:
         return await self._told(lambda: self._settled(alias, LOOKUP))
 
     async def promote(self, alias: Ref, version: int, wait: float) -> dict[str, Any] | RaytagError:
-        """Move an alias in the registry, if the version loads, and see it through."""
+        """Move an alias in the registry, if the version loads, and see it through, all within
+        ``wait`` seconds."""
 
         async def move() -> dict[str, Any]:
+            until = time.monotonic() + wait
             ref = Ref(alias.tenant, alias.domain, version)
             await asyncio.to_thread(self._registry.resolve, ref)
-            reason = await self._load_everywhere(ref)
+            reason = await self._load_everywhere(ref, wait)
             if reason is not None:
                 raise ModelError(f"{ref} does not load, and {alias} stays where it is: {reason}")
             await asyncio.to_thread(self._registry.promote, ref, str(alias.version))
-            return await self._settled(alias, wait)
+            return await self._settled(alias, until - time.monotonic())
 
         return await self._told(move)
 
@@ -97,13 +101,15 @@ class Switchboard:
 
         return await self._told(move)
 
-    async def start_canary(self, alias: Ref, canary: Canary) -> dict[str, Any] | RaytagError:
-        """Try a candidate, once it has loaded."""
+    async def start_canary(
+        self, alias: Ref, canary: Canary, wait: float
+    ) -> dict[str, Any] | RaytagError:
+        """Try a candidate, once it has loaded. A move that is under way is waited for."""
 
         async def start() -> dict[str, Any]:
             candidate = Ref(alias.tenant, alias.domain, canary.version)
             await asyncio.to_thread(self._registry.resolve, candidate)
-            await self._settled(alias, 10.0)
+            await self._settled(alias, wait)
             self._switch.start_canary(alias, canary, time.monotonic())
             self._begin_loads()
             return _shown(alias, self._status(alias))
@@ -215,11 +221,23 @@ class Switchboard:
             self._metrics.refused(version.tenant, version.domain)
             self._switch.refused(version, reason, time.monotonic())
 
-    async def _load_everywhere(self, version: Ref) -> str | None:
-        """Why an engine cannot use a version; None where all of them can."""
-        reasons = await self._engines.broadcast("load", str(version)).results_async()
-        if not reasons:
-            raise RuntimeError("there is no engine")
+    async def _load_everywhere(self, version: Ref, seconds: float | None = None) -> str | None:
+        """Why an engine cannot use a version; None where all of them can. Raises Away where they
+        did not all say so, within ``seconds`` where those are given."""
+        try:
+            loads = self._engines.broadcast("load", str(version))
+            reasons = await loads.results_async(timeout_s=seconds)
+        except RayTaskError as exc:
+            if not isinstance(exc.cause, StorageError):
+                raise
+            raise Away(f"{version} cannot be read at the moment; try again: {exc.cause}") from exc
+        except GONE as exc:
+            raise Away(f"a model ended while {version} was loaded; try again") from exc
+        except TimeoutError as exc:
+            raise Away(
+                f"{version} is not loaded within {seconds:g} s, and nothing was moved; try again, "
+                "or give more wait_seconds"
+            ) from exc
         return next((reason for reason in reasons if reason is not None), None)
 
     def _note(self, tracked: Collection[Ref]) -> None:
