@@ -648,6 +648,20 @@ def test_a_shadow_only_reports() -> None:
     assert "10 requests compared" in reason
 
 
+def test_a_canary_ends_where_what_it_is_compared_with_is_no_longer_in_use() -> None:
+    service = Service("a")
+    service.use(1, 0.0)
+    service.switch.observe(ALIAS, [3, 1], 0.0)
+    service.switch.start_canary(ALIAS, canary(), 0.0)
+    service.switch.loaded(version(2), 0.0)
+    assert service.switch.tries(ALIAS, canary())
+    service.switch.loaded(version(3), 1.0)
+    assert trial(service, 1.0) == ("back", "the alias was moved to version 3 meanwhile")
+    assert not service.switch.tries(ALIAS, canary())
+    service.renew(1.0)
+    assert service.route("a", 1.0).versions == {3}
+
+
 def test_a_move_by_others_ends_a_canary() -> None:
     service = trying()
     service.switch.observe(ALIAS, [3, 1], 1.0)

@@ -108,7 +108,7 @@ class Promotion(_Given):
     """The version an alias is to point to; the answer comes when all of the service uses it."""
 
     version: int = Field(ge=1, le=LAST_NUMBER, examples=[4])
-    wait_seconds: float = Field(default=30.0, ge=0, le=300, strict=False)
+    wait_seconds: float = Field(default=30.0, gt=0, le=300, strict=False)
 
 
 class CanaryAsk(_Given):

@@ -14,15 +14,15 @@ from math import ceil
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 
 from raytag.errors import StorageError
 from raytag.registry.names import Ref
 from raytag.serve.api import build_api
 from raytag.serve.canary import Canary
-from raytag.serve.front import Front, Refusal, Spans
+from raytag.serve.front import Away, Front, Refusal, Spans
 from raytag.serve.gate import Gate
 from raytag.serve.http import HttpServer
 from raytag.serve.keys import KeyRing
@@ -41,6 +41,12 @@ ONE_TENANT = 0.5
 room for others whatever it does."""
 HOLD = 0.5
 """Of the time that requests may wait for a model: what a tenant is turned away for afterwards."""
+SETTLES = 10.0
+"""Seconds that the trial of a candidate waits for moves of its alias that are under way."""
+SCRAPE = 5.0
+"""Seconds that the figures of a deployment are waited for."""
+GONE = (RayActorError, ObjectLostError, DeploymentUnavailableError)
+"""What Ray raises where a replica dies with a request or its answer, or there is none."""
 logger = logging.getLogger("raytag.serve")
 
 
@@ -62,7 +68,7 @@ class Ingress:
             id=uuid.uuid4().hex,
             settings=settings,
             engines=Models(engines.extract.remote, settings.queue_seconds * HOLD),
-            switchboard=_Switchboard(switchboard),
+            switchboard=SwitchboardCalls(switchboard, settings.timeout),
             metrics=self._metrics,
             snapshots=self._snapshots,
         )
@@ -118,7 +124,7 @@ class Ingress:
         context = serve.get_replica_context()
         own = serve.get_deployment_handle(context.deployment, context.app_name)
         asked = [h.broadcast("snapshot") for h in (own, self._engines, self._switchboard)]
-        found = await asyncio.gather(*(one.results_async() for one in asked))
+        found = await asyncio.gather(*map(living, asked))
         return {name: snapshot for several in found for name, snapshot in several}
 
 
@@ -163,48 +169,76 @@ class Models:
                 return await self._extract(version, texts, left)
             except RayTaskError:
                 raise
-            except (RayActorError, DeploymentUnavailableError) as exc:
+            except GONE as exc:
                 logger.warning("an engine died with a request: %s", str(exc).splitlines()[:1])
                 await asyncio.sleep(min(0.05, max(0.0, left)))
 
 
-class _Switchboard:
-    """The switchboard, through Serve; its own errors as they were raised."""
+class SwitchboardCalls:
+    """The switchboard, through Serve; its own errors as they were raised.
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+    Where it does not answer within ``timeout`` seconds, those that it was told to wait not
+    counted, or dies meanwhile, that is Away: a call that waited on would hold a place for ever.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any], timeout: float) -> None:
         self._handle = handle
+        self._timeout = timeout
 
     async def renew(self, ingress: str, renewal: Renewal) -> Grant:
-        grant: Grant = await self._handle.renew.remote(ingress, renewal)
+        grant: Grant = await self._call("renew", ingress, renewal)
         return grant
 
     async def leave(self, ingress: str) -> None:
-        await self._handle.leave.remote(ingress)
+        await self._call("leave", ingress)
 
     async def models(self, tenant: str) -> dict[str, Any]:
-        return await self._call("models", tenant)
+        return await self._answer("models", tenant)
 
     async def status(self, alias: Ref) -> dict[str, Any]:
-        return await self._call("status", alias)
+        return await self._answer("status", alias)
 
     async def promote(self, alias: Ref, version: int, wait: float) -> dict[str, Any]:
-        return await self._call("promote", alias, version, wait)
+        return await self._answer("promote", alias, version, wait, wait=wait)
 
     async def rollback(self, alias: Ref, wait: float) -> dict[str, Any]:
-        return await self._call("rollback", alias, wait)
+        return await self._answer("rollback", alias, wait, wait=wait)
 
     async def start_canary(self, alias: Ref, canary: Canary) -> dict[str, Any]:
-        return await self._call("start_canary", alias, canary)
+        return await self._answer("start_canary", alias, canary, SETTLES, wait=SETTLES)
 
     async def stop_canary(self, alias: Ref) -> dict[str, Any]:
-        return await self._call("stop_canary", alias)
+        return await self._answer("stop_canary", alias)
 
-    async def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
-        answer: dict[str, Any] | Exception
-        answer = await getattr(self._handle, method).remote(*arguments)
+    async def _answer(self, method: str, *arguments: Any, wait: float = 0.0) -> dict[str, Any]:
+        answer: dict[str, Any] | Exception = await self._call(method, *arguments, wait=wait)
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    async def _call(self, method: str, *arguments: Any, wait: float = 0.0) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout + wait):
+                return await getattr(self._handle, method).remote(*arguments)
+        except RayTaskError:
+            raise
+        except (*GONE, TimeoutError) as exc:
+            raise Away(
+                "the switchboard did not answer, and may have done what was asked or not; look "
+                "where the alias stands, then try again"
+            ) from exc
+
+
+async def living(asked: DeploymentBroadcastResponse) -> list[Any]:
+    """What the replicas say that answer, within SCRAPE seconds in all."""
+    try:
+        found = await asked.results_async(timeout_s=SCRAPE, return_exceptions=True)
+    except (*GONE, TimeoutError) as exc:
+        found = [exc]
+    for one in found:
+        if isinstance(one, BaseException):
+            logger.warning("figures are left out: %s", (str(one) or repr(one)).splitlines()[0])
+    return [one for one in found if not isinstance(one, BaseException)]
 
 
 def log_lines() -> None:

@@ -56,6 +56,8 @@ class Status:
 @dataclass(slots=True)
 class _Trial:
     canary: Canary
+    beside: int
+    """The version in use that it is compared with."""
     loaded: bool = False
     ended: Decision | None = None
     seen: dict[str, tuple[int, Observed]] = field(default_factory=dict)
@@ -248,7 +250,7 @@ class Switch:
             raise SettingsError(f"{alias} has a canary already; stop it first")
         if found.entry.version == canary.version:
             raise SettingsError(f"{alias} uses version {canary.version}; name another as canary")
-        found.trial, found.wanted_at = _Trial(canary), now
+        found.trial, found.wanted_at = _Trial(canary, found.entry.version), now
 
     def stop_canary(self, alias: Ref, now: float, reason: str = "it was stopped") -> None:
         """End an alias's canary, if it has one. The candidate answers nothing once it is live."""
@@ -256,6 +258,11 @@ class Switch:
         if found and (trial := found.running):
             trial.ended = Decision("back", reason)
             self._settle(alias, now)
+
+    def tries(self, alias: Ref, canary: Canary) -> bool:
+        """Whether this canary of an alias has not ended."""
+        found = self._aliases.get(alias)
+        return bool(found and found.running and found.running.canary.id == canary.id)
 
     def decisions(self) -> list[tuple[Ref, Canary, Decision]]:
         """The canaries that should go forward or back, until the alias moves or they are stopped.
@@ -309,6 +316,9 @@ class Switch:
         trial = alias.running
         if trial and trial.canary.version == version:
             trial.ended, trial = Decision("forward", "it is in use"), None
+        elif trial and trial.beside != version:
+            said = f"the alias was moved to version {version} meanwhile"
+            trial.ended, trial = Decision("back", said), None
         canary = trial.canary if trial and trial.loaded and version is not None else None
         now_granted = alias.entry and (alias.entry.version, alias.entry.canary, alias.entry.reason)
         if now_granted != (version, canary, reason):
