@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 WHOLE = {"Engine": 2, "Ingress": 2, "Switchboard": 1}
 """How many replicas there are to be."""
-BEFORE, AFTER = 500, 1000
+BEFORE, AFTER = 1000, 1000
 """Requests that are answered before a host is lost, and after that was noticed."""
 
 
