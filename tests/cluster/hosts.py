@@ -171,6 +171,13 @@ class Host(_Space):
         """Run a command there; ``options`` are Popen's."""
         return subprocess.Popen(self.enter(*command), env=dict(environment), text=True, **options)
 
+    def has(self, pid: int) -> bool:
+        """Whether a process, by its number here, is one of that host's."""
+        try:
+            return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{self.pid}/ns/pid")
+        except FileNotFoundError:  # it ended meanwhile
+            return False
+
     def listen(self, port: int, address: str | None = None) -> socket.socket:
         with self.network():
             return socket.create_server((address or self.address, port))
