@@ -13,7 +13,7 @@ when a machine is gone at once), a new one joins, and so on in the same job:
     tagging       jobs/tag.py --actors 1:2: seconds of living hosts in which no shard that counts
                   was tagged, beyond what goes between two shards while nobody dies
 
-The head misses a silent host after some 15 s here, as tests/cluster/ray_hosts.py sets it. Medians
+The head misses a silent host after some 15 s here, as the image has it. Medians
 are kept with every death in benchmarks/results/host_deaths.json.
 """
 

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -170,14 +171,21 @@ class Host(_Space):
         """Run a command there; ``options`` are Popen's."""
         return subprocess.Popen(self.enter(*command), env=dict(environment), text=True, **options)
 
+    def has(self, pid: int) -> bool:
+        """Whether a process, by its number here, is one of that host's."""
+        try:
+            return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{self.pid}/ns/pid")
+        except FileNotFoundError:  # it ended meanwhile
+            return False
+
     def listen(self, port: int, address: str | None = None) -> socket.socket:
         with self.network():
             return socket.create_server((address or self.address, port))
 
 
 class Relay(threading.Thread):
-    """Connections to ``listener`` go on to ``targets``, in turn; from the network of ``source``,
-    or this machine's. A target that does not answer within a second is passed over."""
+    """Connections to ``listener`` go on to ``targets``, begun at in turn; from the network of
+    ``source``, or this machine's. A target that does not answer within a second is passed over."""
 
     def __init__(
         self,
@@ -186,7 +194,7 @@ class Relay(threading.Thread):
         source: Host | None = None,
     ) -> None:
         super().__init__(daemon=True)
-        self._listener, self._targets, self._source = listener, list(targets), source
+        self._listener, self._targets, self._source = listener, deque(targets), source
         self._loop = asyncio.new_event_loop()
 
     def __enter__(self) -> Self:
@@ -220,8 +228,8 @@ class Relay(threading.Thread):
             await server.serve_forever()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for _ in self._targets:
-            self._targets.append(target := self._targets.pop(0))
+        self._targets.rotate(-1)
+        for target in tuple(self._targets):  # others turn it on while this one waits
             try:
                 ours = asyncio.open_connection(*target)
                 answers, asked = await asyncio.wait_for(ours, _CONNECT_SECONDS)

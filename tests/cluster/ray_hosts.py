@@ -5,7 +5,6 @@ Knows Ray's command line and the dashboard's API; what is submitted is the tests
 
 import json
 import os
-import re
 import secrets
 import subprocess
 import sys
@@ -17,11 +16,15 @@ from typing import Any
 
 from hosts import Host, Network, Relay
 
+from image import environment, stages
+
 ROOT = Path(__file__).resolve().parents[2]
 GCS, DASHBOARD = 6379, 8265
 START_SECONDS = 90.0
-SOONER = dict(re.findall(r"(RAY_health_check_\w+)=(\d+)", (ROOT / "Dockerfile").read_text()))
-"""What has the head miss a host soon, as the image has it."""
+IMAGE = {
+    name: value for name, value in environment(stages()["cpu"]).items() if name.startswith("RAY_")
+}
+"""What the image tells Ray: to ask for tokens, to miss a silent host soon."""
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -40,12 +43,10 @@ class RayHosts:
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
             "HOME": str(network.here),
             "OMP_NUM_THREADS": "1",
-            "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
-            "RAY_USAGE_STATS_ENABLED": "0",
             # As an image has it installed, for what no job brings with it.
             "PYTHONPATH": str(ROOT / "platform"),
-            **SOONER,
+            **IMAGE,
             **variables,
         }
         self.client = network.add("client")

@@ -5,9 +5,10 @@ import subprocess
 import urllib.error
 import urllib.request
 
+import psutil
 import pytest
 from hosts import Host
-from ray_hosts import DASHBOARD, GCS, RAY, RayHosts, finished, until
+from ray_hosts import DASHBOARD, GCS, IMAGE, RAY, RayHosts, finished, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -37,6 +38,16 @@ def test_a_job_of_the_client_runs_on_all_three_hosts(whole: RayHosts) -> None:
     said = finished(whole.submit("--", "python", "-c", WHERE))
     places = json.loads(next(line for line in said.splitlines() if line.startswith("[")))
     assert places == ["head", "head", *sorted(worker.name for worker in whole.workers)]
+
+
+def test_what_the_image_says_reaches_the_head_and_every_raylet(whole: RayHosts) -> None:
+    assert {name for name in IMAGE if "health_check" in name}
+    for host in (whole.head, *whole.workers):
+        there = {one.name(): one for one in psutil.process_iter() if host.has(one.pid)}
+        assert ("gcs_server" in there) == (host is whole.head)
+        for name in there.keys() & {"gcs_server", "raylet"}:
+            assert IMAGE.items() <= there[name].environ().items(), f"{name} of {host.name}"
+        assert "raylet" in there
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ray_hosts import RayHosts, finished, until
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 INTERVAL = 15
 """Steps between checkpoints."""
 

@@ -10,7 +10,7 @@ from ray_hosts import START_SECONDS, RayHosts, finished, until
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS, INTERVAL = 240, 10
 WORKERS_GIVE_UP = 120.0
 """Seconds; Ray has them wait for the head for 60."""

@@ -153,11 +153,21 @@ def machines(config: dict[str, Any], demands: list[Any]) -> dict[str, int]:
     return dict(counts)
 
 
+def test_nothing_is_launched_that_nobody_asked_for(config: dict[str, Any]) -> None:
+    assert machines(config, []) == {}
+    assert machines(config, [ResourceRequestUtil.make({"CPU": 1, "GPU": 1})]) == {"l4_spot": 1}
+
+
+def test_a_cluster_that_serves_can_do_without_spot(config: dict[str, Any]) -> None:
+    calm = copy.deepcopy(config)
+    calm["available_node_types"]["l4_spot"]["max_workers"] = 0
+    asked = [ResourceRequestUtil.make({"CPU": 1, "GPU": 1})] * 8
+    assert machines(calm, asked) == {"l4_on_demand": 2}
+
+
 def test_spot_machines_are_asked_for_first(config: dict[str, Any]) -> None:
     workers = [ResourceRequestUtil.make({"CPU": 1, "GPU": 1})] * 8
-    found = machines(config, workers)
-    # The one that is always there carries four of them.
-    assert found == {"l4_on_demand": 1, "l4_spot": 1}
+    assert machines(config, workers) == {"l4_spot": 2}
 
 
 def test_a_kind_of_gpu_is_had_by_its_name(config: dict[str, Any]) -> None:
@@ -165,13 +175,13 @@ def test_a_kind_of_gpu_is_had_by_its_name(config: dict[str, Any]) -> None:
     enabled["available_node_types"]["h100_spot"]["max_workers"] = 1
     asked = {"CPU": 1, "GPU": 1, "accelerator_type:H100": 0.001}
     found = machines(enabled, [ResourceRequestUtil.make(asked)] * 8)
-    assert found == {"l4_on_demand": 1, "h100_spot": 1}
+    assert found == {"h100_spot": 1}
     # Why the group is off: who names no kind gets the largest machine that can be filled.
     assert "h100_spot" in machines(enabled, [ResourceRequestUtil.make({"CPU": 1, "GPU": 1})] * 12)
     assert config["available_node_types"]["h100_spot"]["max_workers"] == 0
     asked = {"CPU": 1, "GPU": 1, "accelerator_type:L4": 0.001}
     found = machines(enabled, [ResourceRequestUtil.make(asked)] * 8)
-    assert found == {"l4_on_demand": 1, "l4_spot": 1}
+    assert found == {"l4_spot": 2}
 
 
 def test_work_that_must_not_be_on_spot_can_say_so(config: dict[str, Any]) -> None:

@@ -8,52 +8,20 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import ray
 
+from image import Stage, environment, stages
+
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ("cpu", "gpu")
-
-
-@dataclass
-class Stage:
-    image: str
-    steps: list[tuple[str, str]] = field(default_factory=list)
-    """(instruction, the rest), continued lines joined."""
-
-    def of(self, instruction: str) -> list[str]:
-        return [rest for name, rest in self.steps if name == instruction]
-
-
-def stages() -> dict[str, Stage]:
-    """The stages of the Dockerfile by name, each with the steps of the one it is built on."""
-    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
-    found: dict[str, Stage] = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
-        instruction, _, rest = line.partition(" ")
-        if instruction == "FROM":
-            image, name = rest.split(" AS ")
-            stage = found[name] = Stage(image)
-            if image in found:
-                stage.image = found[image].image
-                stage.steps += found[image].steps
-        else:
-            stage.steps.append((instruction, " ".join(rest.split())))
-    return found
 
 
 @pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Stage:
     return stages()[request.param]
-
-
-def environment(stage: Stage) -> dict[str, str]:
-    words = [word for rest in stage.of("ENV") for word in shlex.split(rest)]
-    return dict(word.split("=", 1) for word in words)
 
 
 def copied(stage: Stage) -> list[tuple[str, str]]:

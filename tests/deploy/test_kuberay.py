@@ -16,6 +16,7 @@ import ray
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from image import environment, stages
 from raytag import __version__
 from raytag.arguments import read_settings, settings_from
 from raytag.bulk.settings import TagSettings
@@ -182,6 +183,17 @@ def test_one_image_and_one_ray_everywhere(name: str) -> None:
     assert images == {f"REGISTRY/raytag:{__version__}-gpu"}
     assert launcher["docker"]["image"].endswith(f"/raytag:{__version__}-gpu")
     assert cluster(name)["rayVersion"] == ray.__version__
+
+
+def test_ray_starts_with_what_the_image_says(name: str) -> None:
+    """The operator runs ``ray start`` in the container's own environment; nothing stands in the
+    place of the image's, from which the head has how soon it misses a host."""
+    said = environment(stages()["gpu"])
+    assert {one for one in said if one.startswith("RAY_health_check_")}
+    for pod in pods(name):
+        for container in pod["containers"]:
+            assert not {"command", "args"} & container.keys()
+            assert not {one["name"] for one in container.get("env", [])} & said.keys()
 
 
 def test_pods_get_what_they_are_allowed(name: str) -> None:

@@ -5,11 +5,9 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -18,10 +16,8 @@ from replicas import replicas
 from serve_cases import Served, write_adapter
 from tiny import encoder
 
-from raytag.client import Client, ServiceError
+from asking import Asking
 from raytag.local import LocalCluster
-from raytag.model.adapter import load_adapter
-from raytag.model.tagger import Tagger
 from raytag.registry.registry import Registry
 from raytag.serve.keys import Keys
 from s3 import free_port
@@ -31,11 +27,8 @@ WHOLE = {"Engine": 2, "Ingress": 2, "Switchboard": 1}
 """How many replicas there are to be."""
 KILLS = 12
 BETWEEN = 10.0
-THREADS = 8
 SOON = 5.0
 """Seconds after which all ingresses have read the keys again."""
-WORDS = "Zoë Müller met Tim Cook in Seoul 🙂 , and Apple opened an office in 東京 .".split()
-Said = list[tuple[int, int, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +73,6 @@ def doubled(s3: object, tmp_path: Path) -> Iterator[Doubled]:
             process.wait(60)
 
 
-@dataclass
-class Seen:
-    """What a load of requests met with."""
-
-    answered: int = 0
-    wrong: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    under_way: int = 0
-
-
 def kill_one(cluster: LocalCluster, killed: list[str], rng: random.Random) -> str:
     """Kill a replica of the deployment whose turn it is; it waits for its turn until all of its
     replicas are there again, as a busy machine may take longer than the time between two kills.
@@ -108,61 +91,17 @@ def kill_one(cluster: LocalCluster, killed: list[str], rng: random.Random) -> st
 @pytest.mark.timeout(600)
 def test_requests_succeed_though_a_replica_is_killed_every_ten_seconds(doubled: Doubled) -> None:
     rng = random.Random(1)
-    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 60))) for _ in range(20)]
-    expected: dict[int, list[Said]] = {
-        version: [
-            [(e.start, e.end, e.label) for e in entities]
-            for entities in Tagger.of(load_adapter(folder)).tag(texts)
-        ]
-        for version, folder in doubled.versions.items()
-    }
-    seen, stop, lock = Seen(), threading.Event(), threading.Lock()
-
-    def ask(seed: int, client: Client) -> None:
-        mine = random.Random(seed)
-        while not stop.is_set():
-            i, version = mine.randrange(len(texts)), mine.choice((None, 2))
-            with lock:
-                seen.under_way += 1
-            began = time.monotonic()
-            try:
-                (found,) = client.extract([texts[i]], version=version)
-            except ServiceError as exc:
-                said = f"after {time.monotonic() - began:.1f} s: {exc}"
-                with lock:
-                    seen.under_way -= 1
-                    seen.failed.append(said)
-                continue
-            right = [(e.start, e.end, e.label) for e in found] == expected[version or 1][i]
-            with lock:
-                seen.under_way -= 1
-                seen.answered += 1
-                if not right:
-                    seen.wrong.append(f"{texts[i]!r} by {version}: {found}")
-
     at_once: list[int] = []
     killed: list[str] = []
-    with Client(doubled.url, doubled.key, domain="news") as client:
-        client.extract(texts)
-        with ThreadPoolExecutor(THREADS) as pool:
-            load = [pool.submit(ask, seed, client) for seed in range(THREADS)]
-            try:
-                for _ in range(KILLS):
-                    stop.wait(BETWEEN)
-                    at_once.append(seen.under_way)
-                    killed.append(kill_one(doubled.cluster, killed, rng))
-                stop.wait(BETWEEN)
-            finally:
-                stop.set()
-        for one in load:
-            one.result()
-    assert not seen.wrong, seen.wrong[:3]
+    with Asking(doubled.url, doubled.key, doubled.versions) as asking:
+        for _ in range(KILLS):
+            time.sleep(BETWEEN)
+            at_once.append(asking.seen.under_way)
+            killed.append(kill_one(doubled.cluster, killed, rng))
+        time.sleep(BETWEEN)
     assert min(at_once) >= 2, f"too few requests were under way at a kill: {at_once}"
     assert set(killed) == set(WHOLE)
-    assert seen.answered >= 2000, f"only {seen.answered} requests: the load is too low to tell"
-    assert len(seen.failed) <= 0.001 * (seen.answered + len(seen.failed)), (
-        f"{len(seen.failed)} failed, {seen.answered} answered: {seen.failed[:8]}"
-    )
+    asking.seen.check()
 
 
 def test_a_revoked_key_is_refused_within_seconds(served: Served) -> None:
