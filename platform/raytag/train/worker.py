@@ -172,12 +172,16 @@ class Worker:
         self._best: Mapping[str, Tensor] = saved.best if saved else {}
 
     def train(self) -> Iterator[dict[str, Any]]:
-        """Take the steps that are left; the record of each, with ``dev_f1`` where dev was asked."""
+        """Take the steps that are left, yielding the record of each.
+
+        It holds ``dev_f1`` where dev was asked, and says whether it is the ``last``.
+        """
         self._clock.phase("train")
         settings, plan, progress = self._settings, self._loop.plan, self._progress
         before = progress.seconds
         begun = time.monotonic()
-        while progress.step < plan.total_steps and not progress.stopped_early:
+        last = progress.stopped_early or progress.step == plan.total_steps
+        while not last:
             since = time.monotonic()
             record = self._loop.take(progress.step)
             progress.stepping += time.monotonic() - since
@@ -186,7 +190,8 @@ class Worker:
             if judged(self._job.dev) and due(progress.step, settings.eval_every, plan):
                 record["dev_f1"] = self._evaluate()
             progress.history.append(record)
-            yield {**record, "total_steps": plan.total_steps}
+            last = progress.stopped_early or progress.step == plan.total_steps
+            yield {**record, "total_steps": plan.total_steps, "last": last}
 
     def checkpoint(self) -> Checkpoint | None:
         """What another worker goes on from; None where it is not time for one."""
