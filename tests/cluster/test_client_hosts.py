@@ -180,5 +180,5 @@ def test_a_call_ends_by_its_time_though_no_name_server_answers(world: World, kin
     with mute, world.ask(kind, name="elsewhere", timeout=1) as client:
         client.say("a text")
         seconds, said = heard(client)
-        assert "no connection within 0.2 s" in said
+        assert "no connection within" in said
         assert seconds < 2
