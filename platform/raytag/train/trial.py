@@ -5,6 +5,7 @@ Knows Ray Tune's side of an actor that stays; which trials there are is the swee
 is loaded anew for each: from memory, where the machine's file cache holds it.
 """
 
+import gc
 import os
 import time
 import traceback
@@ -113,6 +114,9 @@ class Slot(tune.Trainable):
             return {"done": True, "failure": f"a bug: {exc!r}", "trace": traceback.format_exc()}
 
     def _begin(self) -> None:
+        # The last trial's engine and model hold each other, and Python looks for such circles ever
+        # more seldom: without this a process grows by its model's size with every trial.
+        gc.collect()
         assigned = self._assigned
         settings, data = assigned.trial.settings, ray.get(assigned.data)
         torch.set_num_threads(settings.cpus)
