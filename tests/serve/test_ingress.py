@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from ray.exceptions import RayActorError
 
 from raytag.serve.front import Refusal, Spans
@@ -52,8 +53,9 @@ def test_other_refusals_hold_nobody() -> None:
     assert asked(models, "acme/news@1") == [[]]
 
 
-def test_a_model_that_dies_with_a_request_is_followed_by_another() -> None:
-    service = Service(RayActorError(), [[(0, 1, "ORG", 0.5)]])
+@pytest.mark.parametrize("gone", [RayActorError(), TimeoutError()], ids=["dead", "silent"])
+def test_a_model_that_is_gone_is_followed_by_another(gone: Exception) -> None:
+    service = Service(gone, [[(0, 1, "ORG", 0.5)]])
     models = Models(service.extract, 0.1)
     assert asked(models, "acme/news@1") == [[(0, 1, "ORG", 0.5)]]
     assert len(service.asked) == 2

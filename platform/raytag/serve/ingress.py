@@ -5,16 +5,18 @@ mends; what is done with a request is the front's.
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from raytag.errors import StorageError
@@ -37,6 +39,10 @@ BODY_BESIDES = 1 << 20
 """Bytes of a body that are no text: ids, brackets."""
 HOLD = 0.5
 """Of the time that requests may wait for a model: what a tenant is turned away for afterwards."""
+TAKEN = 1.0
+"""Seconds in which a model says that it takes a request; else its host is silent, or busy beyond
+use."""
+GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, TimeoutError)
 logger = logging.getLogger("raytag.serve")
 
 
@@ -57,7 +63,7 @@ class Ingress:
         self._front = Front(
             id=uuid.uuid4().hex,
             settings=settings,
-            engines=Models(engines.extract.remote, settings.queue_seconds * HOLD),
+            engines=Models(partial(ask, engines.extract, TAKEN), settings.queue_seconds * HOLD),
             switchboard=_Switchboard(switchboard),
             metrics=self._metrics,
             snapshots=self._snapshots,
@@ -117,6 +123,20 @@ class Ingress:
         return {name: snapshot for several in found for name, snapshot in several}
 
 
+async def ask(method: DeploymentHandle[Any], taken: float | None, *arguments: Any) -> Any:
+    """What a replica answers. Raises TimeoutError where none takes the call within ``taken``
+    seconds.
+
+    Not by ``method.remote``: its answer is a stream, at whose end the replica stands still with
+    all that others asked of it until the caller has taken note, which for one whose host has
+    vanished took 20 seconds.
+    """
+    async with contextlib.AsyncExitStack() as held:
+        async with asyncio.timeout(taken):
+            chosen = await held.enter_async_context(method.choose_replica())
+        return await method.dispatch(chosen, *arguments)
+
+
 class Models:
     """The models, through Serve. ``extract`` asks one; it may raise that it died.
 
@@ -158,8 +178,8 @@ class Models:
                 return await self._extract(version, texts, left)
             except RayTaskError:
                 raise
-            except (RayActorError, DeploymentUnavailableError) as exc:
-                logger.warning("an engine died with a request: %s", str(exc).splitlines()[:1])
+            except GONE as exc:
+                logger.warning("an engine is gone: %s", str(exc).splitlines()[:1])
                 await asyncio.sleep(min(0.05, max(0.0, left)))
 
 
@@ -170,11 +190,11 @@ class _Switchboard:
         self._handle = handle
 
     async def renew(self, ingress: str, renewal: Renewal) -> Grant:
-        grant: Grant = await self._handle.renew.remote(ingress, renewal)
+        grant: Grant = await ask(self._handle.renew, None, ingress, renewal)
         return grant
 
     async def leave(self, ingress: str) -> None:
-        await self._handle.leave.remote(ingress)
+        await ask(self._handle.leave, None, ingress)
 
     async def models(self, tenant: str) -> dict[str, Any]:
         return await self._call("models", tenant)
@@ -196,7 +216,7 @@ class _Switchboard:
 
     async def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
         answer: dict[str, Any] | Exception
-        answer = await getattr(self._handle, method).remote(*arguments)
+        answer = await ask(getattr(self._handle, method), None, *arguments)
         if isinstance(answer, Exception):
             raise answer
         return answer
