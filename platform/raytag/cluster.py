@@ -72,6 +72,9 @@ def _join(program: str) -> None:
                     # Serve's replicas: a request changes threads no more often than it must.
                     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
                     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+                    # What a model said of its queue longer ago says nothing: its host may be
+                    # silent since.
+                    "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "1",
                     # A user is told of a wrong address soon; hours of work wait for a store to
                     # come back, half a minute or more.
                     "AWS_MAX_ATTEMPTS": os.environ.get("AWS_MAX_ATTEMPTS", "12"),

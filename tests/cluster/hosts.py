@@ -175,7 +175,7 @@ class Host(_Space):
         """Whether a process, by its number here, is one of that host's."""
         try:
             return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{self.pid}/ns/pid")
-        except FileNotFoundError:  # it ended meanwhile
+        except OSError:  # it ended meanwhile, or nobody may look at it
             return False
 
     def listen(self, port: int, address: str | None = None) -> socket.socket:

@@ -5,17 +5,19 @@ mends; what is done with a request is the front's.
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from math import ceil
 from typing import Any
 
 from ray import serve
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 
 from raytag.errors import StorageError
@@ -45,8 +47,17 @@ SETTLES = 10.0
 """Seconds that the trial of a candidate waits for moves of its alias that are under way."""
 SCRAPE = 5.0
 """Seconds that the figures of a deployment are waited for."""
-GONE = (RayActorError, ObjectLostError, DeploymentUnavailableError)
-"""What Ray raises where a replica dies with a request or its answer, or there is none."""
+TAKEN = 1.0
+"""Seconds in which a model says that it takes a request; else its host is silent, or busy beyond
+use."""
+GONE = (
+    RayActorError,
+    ObjectLostError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    TimeoutError,
+)
+"""What is raised where a replica dies with a request or its answer, or none takes it."""
 logger = logging.getLogger("raytag.serve")
 
 
@@ -67,7 +78,7 @@ class Ingress:
         self._front = Front(
             id=uuid.uuid4().hex,
             settings=settings,
-            engines=Models(engines.extract.remote, settings.queue_seconds * HOLD),
+            engines=Models(partial(ask, engines.extract, TAKEN), settings.queue_seconds * HOLD),
             switchboard=SwitchboardCalls(switchboard, settings.timeout),
             metrics=self._metrics,
             snapshots=self._snapshots,
@@ -128,6 +139,20 @@ class Ingress:
         return {name: snapshot for several in found for name, snapshot in several}
 
 
+async def ask(method: DeploymentHandle[Any], taken: float | None, *arguments: Any) -> Any:
+    """What a replica answers. Raises TimeoutError where none takes the call within ``taken``
+    seconds.
+
+    Not by ``method.remote``: its answer is a stream, at whose end the replica stands still with
+    all that others asked of it until the caller has taken note, which for one whose host has
+    vanished took 20 seconds.
+    """
+    async with contextlib.AsyncExitStack() as held:
+        async with asyncio.timeout(taken):
+            chosen = await held.enter_async_context(method.choose_replica())
+        return await method.dispatch(chosen, *arguments)
+
+
 class Models:
     """The models, through Serve. ``extract`` asks one; it may raise that it died.
 
@@ -170,7 +195,7 @@ class Models:
             except RayTaskError:
                 raise
             except GONE as exc:
-                logger.warning("an engine died with a request: %s", str(exc).splitlines()[:1])
+                logger.warning("an engine is gone: %s", str(exc).splitlines()[:1])
                 await asyncio.sleep(min(0.05, max(0.0, left)))
 
 
@@ -219,10 +244,10 @@ class SwitchboardCalls:
     async def _call(self, method: str, *arguments: Any, wait: float = 0.0) -> Any:
         try:
             async with asyncio.timeout(self._timeout + wait):
-                return await getattr(self._handle, method).remote(*arguments)
+                return await ask(getattr(self._handle, method), None, *arguments)
         except RayTaskError:
             raise
-        except (*GONE, TimeoutError) as exc:
+        except GONE as exc:
             raise Away(
                 "the switchboard did not answer, and may have done what was asked or not; look "
                 "where the alias stands, then try again"
@@ -233,7 +258,7 @@ async def living(asked: DeploymentBroadcastResponse) -> list[Any]:
     """What the replicas say that answer, within SCRAPE seconds in all."""
     try:
         found = await asked.results_async(timeout_s=SCRAPE, return_exceptions=True)
-    except (*GONE, TimeoutError) as exc:
+    except GONE as exc:
         found = [exc]
     for one in found:
         if isinstance(one, BaseException):
