@@ -38,6 +38,7 @@ from typing import Any
 
 import serve_sites
 from machine import machine
+from raytag.serve.settings import ServeSettings
 from serve_load import Site, Stream, post, resident_mib, run_load
 from serve_sites import (
     GLINER,
@@ -385,7 +386,7 @@ def overload_part(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
         with world.served(queue_seconds=10) as site:
             closed = told(site, Stream(requests=requests, connections=32))
         capacity = closed["goodput"]
-        with world.served() as site:
+        with world.served(queue_seconds=arguments.queue_seconds) as site:
             nominal = told(site, arrivals(0.7 * capacity))
             over = told(site, arrivals(3 * capacity), 5.0)
         turns.append(
@@ -561,6 +562,12 @@ def main() -> None:
     parser.add_argument("--cache-megabytes", type=int, default=512, help="adapters: of the engine")
     parser.add_argument("--limit", type=float, default=10.0, help="noisy: its limit, requests/s")
     parser.add_argument("--rate", type=float, default=10.0, help="noisy: of the quiet, requests/s")
+    parser.add_argument(
+        "--queue-seconds",
+        type=float,
+        default=ServeSettings.queue_seconds,
+        help="overload: the service's",
+    )
     parser.add_argument("--packages", type=Path, help="gliner: where it is installed")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
