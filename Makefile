@@ -1,5 +1,6 @@
 # make quickstart   fine-tune the sample on this machine, start to report
 # make test         lint, types and tests; what takes longer is in make test-slow
+# make evidence     what LoRA+ gives, measured: hours; make evidence-small is ten minutes of it
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTALL := $(BIN)/python deploy/install.py --torch-cpu-index $(TORCH_CPU_INDEX)
 
-.PHONY: quickstart test test-slow test-cluster check format sample clean
+.PHONY: quickstart test test-slow test-cluster evidence evidence-small check format sample clean
 
 $(VENV)/installed: pyproject.toml constraints.txt deploy/install.py
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +17,10 @@ $(VENV)/installed: pyproject.toml constraints.txt deploy/install.py
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) .[dev]
+	touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(INSTALL) .[bench]
 	touch $@
 
 quickstart: $(VENV)/installed
@@ -42,6 +47,13 @@ test-slow: $(VENV)/installed-dev
 HOSTS := cluster
 test-cluster: $(VENV)/installed-dev
 	$(BIN)/pytest -m "$(HOSTS)"
+
+# RAYTAG_DATA names the folder with the public sets. Stopped, it goes on where it was.
+evidence: $(VENV)/installed-bench
+	@$(BIN)/python -m raytag.local -- $(BIN)/python benchmarks/evidence.py
+
+evidence-small: $(VENV)/installed-bench
+	@$(BIN)/python -m raytag.local -- $(BIN)/python benchmarks/evidence.py --small
 
 sample: $(VENV)/installed
 	$(BIN)/python sample/make_corpora.py

@@ -35,7 +35,7 @@ import transformers
 from machine import machine
 from raytag.model.adapter import context, make_head, output_names, token_limit
 from raytag.model.base import find_base, load_model, load_tokenizer
-from raytag.model.lora import add_adapter
+from raytag.model.lora import add_adapter, parameter_groups
 from raytag.model.packed import PackedModel
 from raytag.model.settings import HeadName
 from raytag.text.check import check_data
@@ -112,7 +112,8 @@ def train_loops(members: Sequence[Member]) -> Turn:
         adapted = add_adapter(model, settings.head, settings.lora)
         head = make_head(settings.head, load_tokenizer(base.path), labels, context=context(model))
         limit = token_limit(model)
-        loop = Loop(adapted, head, member.data.train, settings, zero=0, limit=limit)
+        groups = parameter_groups(adapted, settings.lora_plus)
+        loop = Loop(adapted, head, member.data.train, settings, groups=groups, zero=0, limit=limit)
         since = time.perf_counter()
         records = [loop.take(step) for step in range(loop.plan.total_steps)]
         stepping += time.perf_counter() - since

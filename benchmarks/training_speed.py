@@ -52,7 +52,7 @@ from machine import machine
 from raytag.model.adapter import make_head, output_names
 from raytag.model.base import Base, find_base, load_model, load_tokenizer
 from raytag.model.heads import IGNORED, Encoded, Head
-from raytag.model.lora import add_adapter, linear_targets
+from raytag.model.lora import add_adapter, linear_targets, parameter_groups
 from raytag.model.settings import HeadName
 from raytag.model.tagger import Tagger
 from raytag.text.formats import read_examples
@@ -118,7 +118,8 @@ def train_ours(task: Task, seed: int) -> Trained:
     settings = replace(task.settings, seed=seed)
     model = add_adapter(task.new_model(seed), settings.head, settings.lora)
     with _local_rank():
-        loop = Loop(model, task.head(), task.train, settings, zero=0)
+        groups = parameter_groups(model, settings.lora_plus)
+        loop = Loop(model, task.head(), task.train, settings, groups=groups, zero=0)
         clock = _Clock()
         clock.on_train_begin()
         for step in range(loop.plan.total_steps):

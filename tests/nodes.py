@@ -45,7 +45,6 @@ def gpu_node(cluster: LocalCluster, kind: str, gpus: int = 1, cpus: int = 2) -> 
         # All of the node's processes are of the session that was made for it.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    until(lambda: made not in alive(cluster), "the node is missed")
 
 
 def alive(cluster: LocalCluster) -> set[str]:

@@ -4,36 +4,25 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from test_adapter import make
 from tiny import checkpoint
 
-from driving import driving
-from nodes import alive, gpu_node, places, until
+from nodes import alive, gpu_node, places
 from raytag import storage
 from raytag.arguments import check_accelerator
 from raytag.bulk.results import finished
-from raytag.errors import ResourceError, SettingsError
+from raytag.errors import SettingsError
 from raytag.local import LocalCluster
-from raytag.placement import Seat, find_seat
 from raytag.registry.registry import Registry
 from raytag.serve.keys import Keys
-from raytag.train.finetune import finetune, scaling_config
-from raytag.train.fleet_settings import FleetSettings
-from raytag.train.settings import FinetuneSettings
 from s3 import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLE = FinetuneSettings(base="sample/base", train="sample/news/train.jsonl", output="nowhere")
-PLACED = FleetSettings(manifest="none", output="nowhere")
-"""Settings that say where workers go, and nothing else that matters here."""
 
 
 @pytest.fixture(scope="module")
@@ -44,130 +33,189 @@ def bare() -> Iterator[LocalCluster]:
 
 
 @pytest.fixture(scope="module")
-def mixed(bare: LocalCluster) -> Iterator[dict[str, str]]:
-    """A node of two L4 and one of an H100, by kind; this process drives the cluster."""
-    with gpu_node(bare, "L4", gpus=2) as l4, gpu_node(bare, "H100") as h100, driving(bare):
-        yield {"L4": l4, "H100": h100}
+def h100(bare: LocalCluster) -> Iterator[str]:
+    with gpu_node(bare, "H100") as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def l4(bare: LocalCluster) -> Iterator[str]:
+    """Two of them on one node."""
+    with gpu_node(bare, "L4", gpus=2) as node:
+        yield node
 
 
 @contextmanager
-def job(cluster: LocalCluster, script: str, *flags: str) -> "Iterator[subprocess.Popen[str]]":
-    """A job that waits for nodes; it has begun to wait when this is entered."""
+def running(cluster: LocalCluster, *command: str) -> "Iterator[subprocess.Popen[str]]":
+    """A driver of the cluster in a process of its own."""
     process = subprocess.Popen(
-        [sys.executable, f"jobs/{script}", *flags, "--wait-for-nodes", "true"],
-        env={**cluster.environment, "OMP_NUM_THREADS": "1"},
+        [sys.executable, *command],
+        env={**cluster.environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "platform")},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert process.stdout is not None
     try:
-        said: list[str] = []
-        for line in process.stdout:
-            said.append(line)
-            if line.startswith("waiting for nodes"):
-                break
-        assert said[-1].startswith("waiting for nodes"), "".join(said)
         yield process
     finally:
         process.terminate()
-        process.wait(60)
+        process.communicate(timeout=60)
 
 
-def test_tagging_waits_for_the_kind_it_was_told(bare: LocalCluster, tmp_path: Path) -> None:
+def until_it_waits(process: "subprocess.Popen[str]") -> list[str]:
+    """What it said before."""
+    assert process.stdout is not None
+    said: list[str] = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("waiting for nodes"):
+            break
+    assert said[-1].startswith("waiting for nodes"), "".join(said)
+    return said
+
+
+def ended(process: "subprocess.Popen[str]") -> str:
+    """What it said since, when it has ended well."""
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    return said
+
+
+# Evaluates its arguments in turn, and prints what comes of them.
+ASKS = """
+import sys
+from dataclasses import replace
+from raytag.cluster import connect
+from raytag.errors import RaytagError
+from raytag.placement import find_seat
+from raytag.train.finetune import finetune
+from raytag.train.fleet_settings import FleetSettings
+from raytag.train.settings import FinetuneSettings
+connect("a test")
+sample = FinetuneSettings(base="sample/base", train="sample/news/train.jsonl", output="nowhere")
+placed = FleetSettings(manifest="none", output="nowhere")
+waiting = replace(placed, wait_for_nodes=True)
+for asked in sys.argv[1:]:
+    try:
+        print("=", eval(asked), flush=True)
+    except RaytagError as exc:
+        print("=", f"{type(exc).__name__}: {exc}", flush=True)
+"""
+
+
+def answers(process: "subprocess.Popen[str]") -> list[str]:
+    """All, when it has ended well."""
+    said = ended(process).splitlines()
+    return [line.removeprefix("= ") for line in said if line.startswith("= ")]
+
+
+def test_with_auto_the_gpus_of_the_node_that_came_are_taken(
+    bare: LocalCluster, request: pytest.FixtureRequest
+) -> None:
+    assert len(alive(bare)) == 1
+    asked = ["find_seat(waiting, 2, 'worker', dry=True)", "find_seat(waiting, 1, 'worker')"]
+    with running(bare, "-c", ASKS, *asked) as asking:
+        assert "= 1 CPU(s)\n" in until_it_waits(asking)
+        request.getfixturevalue("h100")
+        assert answers(asking) == ["1 CPU(s) and a GPU"]
+
+
+def test_tagging_waits_for_the_kind_it_was_told(
+    bare: LocalCluster, h100: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    assert alive(bare) > {h100}
     adapter = make(tmp_path / "adapter", checkpoint(tmp_path / "base"), "tag").folder
     rows = [json.dumps({"text": f"Ann was in Oslo {i} times."}) for i in range(6)]
     (tmp_path / "corpus.jsonl").write_text("\n".join(rows), encoding="utf-8")
     output = tmp_path / "tags"
     flags = ["--input", str(tmp_path / "corpus.jsonl"), "--model", str(adapter)]
-    flags += ["--output", str(output), "--accelerator", "L4"]
-    with gpu_node(bare, "H100"), job(bare, "tag.py", *flags) as tagging:
+    flags += ["--output", str(output), "--accelerator", "L4", "--wait-for-nodes", "true"]
+    with running(bare, "jobs/tag.py", *flags) as tagging:
+        until_it_waits(tagging)
         assert tagging.poll() is None
-        with gpu_node(bare, "L4") as l4:
-            said, _ = tagging.communicate(timeout=120)
-            assert tagging.returncode == 0, said
+        l4 = request.getfixturevalue("l4")
+        ended(tagging)
     assert finished(str(output)).documents_out == 6
     assert places(bare, "ShardTagger") == {l4}
 
 
-def test_with_auto_the_gpus_of_the_node_that_came_are_taken(bare: LocalCluster) -> None:
-    waiting = replace(PLACED, wait_for_nodes=True)
-    with driving(bare), ThreadPoolExecutor() as pool:
-        import ray.util
-
-        assert find_seat(waiting, 2, "worker", dry=True) == Seat(cpus=1, gpu=False)
-        seat = pool.submit(find_seat, waiting, 2, "worker")
-        until(lambda: bool(ray.util.placement_group_table()), "nodes are asked for")
-        with gpu_node(bare, "L4", gpus=2):
-            assert seat.result(60) == Seat(cpus=1, gpu=True)
-            assert seat.result().of_one_kind() == Seat(cpus=1, gpu=True, kind="L4")
-
-
-def test_what_trains_together_takes_one_kind(mixed: dict[str, str]) -> None:
-    with pytest.raises(ResourceError, match=r"several kinds \(H100, L4\).* name it with --acc"):
-        finetune(SAMPLE)
-    anywhere = find_seat(SAMPLE, 3, "worker")
-    assert anywhere == Seat(cpus=1, gpu=True)
-    named = find_seat(replace(SAMPLE, accelerator="L4"), 2, "worker")
-    assert named == named.of_one_kind() == Seat(cpus=1, gpu=True, kind="L4")
-    # On the CPU all are alike.
-    assert find_seat(replace(SAMPLE, device="cpu"), 4, "worker").of_one_kind().kind is None
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"accelerator": "l40"}, "--accelerator l40: Ray knows no such GPU; near are L4"),
-        ({"accelerator": "A10G"}, "no room for 1 worker of 1 CPU(s) and a GPU of kind A10G: "),
-        ({"accelerator": "A10G"}, "the cluster has it for 0 (GPUs are H100, L4); ask for less, "),
-        ({"device": "gpu", "cpus": 3}, "no room for 1 worker of 3 CPU(s) and a GPU: "),
-    ],
-)
-def test_what_cannot_be_had_is_said(
-    mixed: dict[str, str], change: dict[str, Any], said: str
-) -> None:
-    with pytest.raises((SettingsError, ResourceError)) as refused:
-        find_seat(replace(PLACED, **change), 1, "worker")
-    assert said in str(refused.value)
+def test_what_can_and_what_cannot_be_had(bare: LocalCluster, h100: str, l4: str) -> None:
+    """What trains together takes one kind; on the CPU all are alike."""
+    expected = {
+        "finetune(sample)": "ResourceError: the cluster has GPUs of several kinds (H100, L4), and "
+        "workers that train together take one: name it with --accelerator",
+        "find_seat(sample, 3, 'worker')": "1 CPU(s) and a GPU",
+        "find_seat(replace(sample, accelerator='L4'), 2, 'worker').of_one_kind()": (
+            "1 CPU(s) and a GPU of kind L4"
+        ),
+        "find_seat(replace(sample, device='cpu'), 4, 'worker').of_one_kind()": "1 CPU(s)",
+        "find_seat(replace(placed, accelerator='l40'), 1, 'worker')": (
+            "SettingsError: --accelerator l40: Ray knows no such GPU; near are L4"
+        ),
+        "find_seat(replace(placed, accelerator='A10G'), 1, 'worker')": (
+            "ResourceError: there is no room for 1 worker of 1 CPU(s) and a GPU of kind A10G: the "
+            "cluster has it for 0 (GPUs are H100, L4); ask for less, "
+        ),
+        "find_seat(replace(placed, device='gpu', cpus=3), 1, 'worker')": (
+            "ResourceError: there is no room for 1 worker of 3 CPU(s) and a GPU: the "
+        ),
+    }
+    with running(bare, "-c", ASKS, *expected) as asking:
+        said = answers(asking)
+    assert len(said) == len(expected)
+    for line, wanted in zip(said, expected.values(), strict=True):
+        assert line.startswith(wanted), line
 
 
 def test_a_kind_of_gpu_is_not_asked_for_on_cpus() -> None:
     check_accelerator("L4", "auto")
     with pytest.raises(SettingsError, match="--device cpu takes none"):
-        replace(SAMPLE, accelerator="L4", device="cpu")
+        check_accelerator("L4", "cpu")
+
+
+ELASTIC = """
+import sys
+from pathlib import Path
+from ray.train import RunConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from raytag.cluster import connect
+from raytag.placement import find_seat
+from raytag.train.finetune import scaling_config
+from raytag.train.settings import FinetuneSettings
+
+def work(config):
+    import ray
+    import ray.train
+
+    here = Path(config["places"]) / str(ray.train.get_context().get_world_rank())
+    here.write_text(ray.get_runtime_context().get_node_id())
+
+connect("a test")
+elastic = FinetuneSettings(
+    base="-", train="-", output="-", workers="1:3", accelerator="L4"
+)
+DataParallelTrainer(
+    work,
+    train_loop_config={"places": sys.argv[1]},
+    scaling_config=scaling_config(elastic, find_seat(elastic, 1, "worker")),
+    run_config=RunConfig(name="placed", storage_path=sys.argv[1] + "/ray"),
+).fit()
+"""
 
 
 @pytest.mark.slow
 def test_an_elastic_group_does_not_grow_onto_another_kind(
-    bare: LocalCluster, mixed: dict[str, str], tmp_path: Path
+    bare: LocalCluster, h100: str, l4: str, tmp_path: Path
 ) -> None:
     """Of two L4 and an H100, three workers at most take the two L4."""
-    from ray.train import RunConfig
-    from ray.train.data_parallel_trainer import DataParallelTrainer
-
-    def work(config: dict[str, str]) -> None:
-        import ray
-        import ray.train
-
-        here = Path(config["places"]) / str(ray.train.get_context().get_world_rank())
-        here.write_text(ray.get_runtime_context().get_node_id())
-
-    elastic = replace(SAMPLE, workers="1:3", accelerator="L4")
-    DataParallelTrainer(
-        work,
-        train_loop_config={"places": str(tmp_path)},
-        scaling_config=scaling_config(elastic, find_seat(elastic, 1, "worker")),
-        run_config=RunConfig(name="placed", storage_path=str(tmp_path / "ray")),
-    ).fit()
-    found = [file.read_text() for file in tmp_path.iterdir() if file.is_file()]
-    assert found == [mixed["L4"], mixed["L4"]]
+    with running(bare, "-c", ELASTIC, str(tmp_path)) as training:
+        ended(training)
+    assert [file.read_text() for file in tmp_path.iterdir() if file.is_file()] == [l4, l4]
 
 
 @pytest.mark.slow
-def test_a_fleet_stays_on_its_kind(
-    bare: LocalCluster, mixed: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_fleet_stays_on_its_kind(bare: LocalCluster, h100: str, l4: str, tmp_path: Path) -> None:
     rows = (ROOT / "sample" / "news" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     storage.write_bytes(tmp_path / "train.jsonl", "\n".join(rows[:20]).encode())
     domains = {name: {"train": str(tmp_path / "train.jsonl")} for name in ("a", "b", "c")}
@@ -176,21 +224,13 @@ def test_a_fleet_stays_on_its_kind(
         "tenants": {"acme": {"domains": domains}},
     }
     storage.write_bytes(tmp_path / "fleet.yaml", json.dumps(manifest).encode())
-    done = subprocess.run(
-        [
-            *(sys.executable, "jobs/finetune_fleet.py", "--accelerator", "L4"),
-            *("--manifest", str(tmp_path / "fleet.yaml"), "--output", str(tmp_path / "out")),
-            *("--registry", str(tmp_path / "registry")),
-        ],
-        env={**bare.environment, "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [str(v) for v in Registry(str(tmp_path / "registry")).list("acme")]
-    assert places(bare, "Worker") == {mixed["L4"]}
+    flags = ["--accelerator", "L4", "--manifest", str(tmp_path / "fleet.yaml")]
+    flags += ["--output", str(tmp_path / "out"), "--registry", str(tmp_path / "registry")]
+    with running(bare, "jobs/finetune_fleet.py", *flags) as training:
+        ended(training)
+    registry = Registry(str(tmp_path / "registry"))
+    assert [len(registry.versions("acme", name)) for name in domains] == [1, 1, 1]
+    assert places(bare, "Worker") == {l4}
 
 
 @pytest.mark.slow
@@ -204,11 +244,13 @@ def test_serving_waits_for_its_kind(tmp_path: Path) -> None:
     flags = [f"--{name}={tmp_path / name}" for name in ("base", "registry", "keys")]
     flags += [f"--port={port}", "--accelerator=L4"]
     with (
+        ExitStack() as entered,
         LocalCluster(cpus=0) as cluster,
         gpu_node(cluster, "H100"),
-        job(cluster, "serve.py", *flags) as serving,
-        gpu_node(cluster, "L4") as l4,
+        running(cluster, "jobs/serve.py", *flags, "--wait-for-nodes", "true") as serving,
     ):
+        until_it_waits(serving)
+        l4 = entered.enter_context(gpu_node(cluster, "L4"))
         assert serving.stdout is not None
         assert any("serving on" in line for line in serving.stdout), "it did not start"
         answer = httpx.post(

@@ -79,6 +79,28 @@ def finetune_fleet(arguments: Sequence[str]) -> int:
     return 0
 
 
+def sweep(arguments: Sequence[str]) -> int:
+    """Compare ways of fine-tuning, each at its best rates."""
+    from raytag.train.sweep_settings import SweepSettings
+
+    settings = read_settings(SweepSettings, arguments, "sweep.py")
+    from raytag.report.comparison_page import print_comparison
+    from raytag.train.sweep import sweep as run_sweep
+
+    swept = run_sweep(settings)
+    if swept is None:
+        return 0
+    print_comparison(swept.comparison)
+    print(f"report: {settings.output}/report.html")
+    if swept.failed:
+        name, reason = next(iter(swept.failed.items()))
+        raise RaytagError(
+            f"{len(swept.failed)} of {swept.trials} trials failed, {name} because: {reason}; "
+            "the same command tries those again"
+        )
+    return 0
+
+
 def evaluate(arguments: Sequence[str]) -> int:
     """Score an adapter on annotated text."""
     from raytag.train.evaluate import EvaluateSettings
@@ -198,7 +220,7 @@ def serve(arguments: Sequence[str]) -> int:
 VERBS = {
     verb.__name__: verb
     for verb in (
-        *(finetune, finetune_fleet, evaluate, merge, tag, show),
+        *(finetune, finetune_fleet, sweep, evaluate, merge, tag, show),
         *(registry, keys, serve),
     )
 }

@@ -1,24 +1,30 @@
 """A client of a running Raytag service: texts in, entities out, over HTTP.
 
 Knows the service's addresses, answers and errors, and when asking again helps; nothing of models.
-What a call does is written once, as a generator that says what to send and how long to pause;
-:class:`Client` and :class:`AsyncClient` only carry that out.
+When to send and how long to pause is said by a generator, which knows neither sockets nor a clock.
+:class:`AsyncClient` carries it out, and :class:`Client` does the same on an event loop in a thread
+beside: a thread that itself waits for bytes, for a name or for a connection cannot be called back
+when the time is over.
 """
 
 import asyncio
+import concurrent.futures
 import ipaddress
 import json
+import os
 import random
 import re
+import socket
+import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -31,9 +37,17 @@ TEXTS_A_REQUEST = 100
 CHARACTERS_A_REQUEST = 100_000
 """A longer list of texts goes as several requests; a longer text goes alone."""
 REQUESTS_AT_ONCE = 4
-"""How many of these :class:`AsyncClient` has in flight."""
-RETRIED = frozenset({429, 502, 503, 504})
-"""Statuses after which the same request may well be answered. No other is asked again."""
+"""How many of these a call of :class:`AsyncClient` has in flight."""
+CONNECTIONS = 100
+"""Most that a client has open. All are kept for the next request."""
+RETRIED = frozenset({429, 502, 503})
+"""Statuses after which the same request may well be answered. No other is asked again, 504 neither:
+the time that the service was given was all there is, and it has done the work once."""
+CONNECT_SECONDS = 2.0
+"""A host that is there has taken a connection by then, a first packet lost included."""
+SILENT_SECONDS = 3
+"""A connection whose host acknowledges nothing for so long is broken: where the system can tell,
+which is Linux for all of them, and others for a host that had taken the request."""
 LONGEST_BACKOFF = 2.0
 """Seconds."""
 LONGEST_TIMEOUT = 3600.0
@@ -44,8 +58,23 @@ _LEAST = 0.001  # seconds; the header says no less
 
 _KEY = re.compile(r"rt~([^~]+)~[A-Za-z0-9_-]+~[A-Za-z0-9_-]+", re.ASCII)
 
+_LIVELY: list[tuple[int, int, int]] = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (
+            ("TCP_KEEPIDLE", 1),
+            ("TCP_KEEPALIVE", 1),  # what macOS calls it
+            ("TCP_KEEPINTVL", 1),
+            ("TCP_KEEPCNT", SILENT_SECONDS - 1),
+            ("TCP_USER_TIMEOUT", SILENT_SECONDS * 1000),  # while a request is not acknowledged
+        )
+        if hasattr(socket, name)
+    ),
+]
+"""What has the kernel ask each second whether a host is there, for :data:`SILENT_SECONDS`."""
+
 T = TypeVar("T")
-Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
 class ServiceError(RaytagError):
@@ -81,10 +110,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send the request and read its answer, in at most so many seconds."""
+    """Send the request and read its answer, in at most so many seconds.
+
+    A connection, where there is none, is to be had in ``connect`` seconds, and so is its TLS.
+    """
 
     request: Request
     seconds: float
+    connect: float
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -100,6 +133,8 @@ class Send:
                 "Raytag-Timeout": f"{seconds:.3f}",
                 "X-Request-Id": self.request.id,
             },
+            "timeout": httpx.Timeout(None, connect=self.connect),
+            "extensions": {"trace": _watch_over},
         }
 
 
@@ -126,7 +161,7 @@ class Lost:
     reason: str
 
 
-Steps = Generator[Send | Pause, Reply | Lost | None, T]
+Steps = Generator[Send | Pause, Reply | Lost | None, Reply]
 """What to do next; a Send is to be answered by its Reply or Lost, a Pause by None."""
 
 
@@ -150,13 +185,19 @@ class Patience:
 
     def ask(
         self, request: Request, deadline: float, clock: Callable[[], float] = time.monotonic
-    ) -> Steps[Reply]:
+    ) -> Steps:
         """Try until there is a good answer (2xx) or no use in more. Raises ServiceError.
 
         Extraction changes nothing at the service, so a request whose answer was lost is asked
         again too. Pauses grow exponentially, with full jitter [1], on top of what a Retry-After
-        asks for; one that does not fit into what is left fails at once. A try that is not the last
-        may take half of what is left.
+        asks for; one that does not fit into what is left fails at once.
+
+        Each try may take all that is left. None is cut short to leave room for another: a model's
+        first byte comes when it is done, so nothing in an answer tells a slow service from a host
+        that is gone, and a slow one that is asked anew begins anew. The connection tells. A host
+        that takes none within CONNECT_SECONDS is asked again, sooner where less is left: each try
+        has its share, and the answer one. A host that is alive acknowledges what it is sent,
+        however busy it is; where one falls silent, the connection breaks after SILENT_SECONDS.
 
         [1] M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
         """
@@ -164,8 +205,8 @@ class Patience:
             left = deadline - clock()
             if left < _LEAST:
                 raise self._late(request, made - 1)
-            # Where a host has vanished nothing answers: the other tries need time of their own.
-            outcome = yield Send(request, left if made == self.tries else left / 2)
+            connect = min(CONNECT_SECONDS, left / (self.tries - made + 2))
+            outcome = yield Send(request, left, connect)
             assert outcome is not None
             if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
                 return outcome
@@ -238,10 +279,11 @@ def _problem(reply: Reply) -> dict[str, Any]:
     return {}
 
 
-class _Service(Generic[Http]):
-    """What both clients know of a service, and what their calls are made of."""
+class _Service:
+    """What both clients know of a service, and what their calls do."""
 
-    _kind: type[Http]
+    _at_once: int
+    """How many requests of a call are in flight."""
 
     def __init__(
         self,
@@ -265,40 +307,62 @@ class _Service(Generic[Http]):
         self.tenant = _tenant_of(key)
         self.domain = None if domain is None else check_name("domain", domain)
         self._patience = Patience(tries, timeout, backoff)
-        self._http: Http = self._kind(
+        self._headers = httpx.Headers(  # which shows no key where it is printed
+            {"Authorization": f"Bearer {key}", "User-Agent": f"raytag/{__version__}"}
+        )
+        self._http = self._new_http()
+        self._process = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r}, tenant={self.tenant!r})"
+
+    def _new_http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {key}", "User-Agent": f"raytag/{__version__}"},
+            headers=self._headers,
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
             follow_redirects=False,  # the key is for this service alone
             # A proxy named in the environment would see the key in a plain http request.
             trust_env=self.url.startswith("https:"),
         )
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r}, tenant={self.tenant!r})"
-
-    def _extractions(
+    def _requests(
         self,
         texts: Iterable[str],
         domain: str | None,
         version: int | None,
         alias: str | None,
-    ) -> list[Steps[list[list[Entity]]]]:
-        """A call's requests, each ready to be carried out."""
-        deadline = time.monotonic() + self._patience.timeout
+    ) -> list[tuple[Request, list[str]]]:
+        """A call's requests, each with its texts."""
         domain = self.domain if domain is None else check_name("domain", domain)
         if domain is None:
             raise SettingsError("which domain? name one to the client or to extract")
         query = _which(version, alias)
         path = f"/v1/{self.tenant}/{domain}/entities"
-        return [
-            self._extraction(Request("POST", path, query, content), part, deadline)
-            for part, content in _parts(texts)
-        ]
+        return [(Request("POST", path, query, content), part) for part, content in _parts(texts)]
 
-    def _extraction(
+    async def _answers(self, requests: Sequence[tuple[Request, list[str]]]) -> list[list[Entity]]:
+        deadline = time.monotonic() + self._patience.timeout
+        answers: list[list[list[Entity]]] = [[] for _ in requests]
+        waiting = iter(enumerate(requests))
+
+        async def work() -> None:
+            for i, (request, texts) in waiting:
+                answers[i] = await self._extraction(request, texts, deadline)
+
+        tasks = [asyncio.create_task(work()) for _ in range(min(self._at_once, len(requests)))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return [entities for answer in answers for entities in answer]
+
+    async def _extraction(
         self, request: Request, texts: Sequence[str], deadline: float
-    ) -> Steps[list[list[Entity]]]:
-        reply = yield from self._patience.ask(request, deadline)
+    ) -> list[list[Entity]]:
+        reply = await self._carry_out(self._patience.ask(request, deadline))
         with _understood(request, reply):
             documents = json.loads(reply.content)["documents"]
             return [
@@ -306,18 +370,45 @@ class _Service(Generic[Http]):
                 for document, text in zip(documents, texts, strict=True)
             ]
 
-    def _listing(self) -> Steps[list[dict[str, Any]]]:
+    async def _listing(self) -> list[dict[str, Any]]:
         request = Request("GET", f"/v1/{self.tenant}/models")
         deadline = time.monotonic() + self._patience.timeout
-        reply = yield from self._patience.ask(request, deadline)
+        reply = await self._carry_out(self._patience.ask(request, deadline))
         with _understood(request, reply):
             domains = json.loads(reply.content)["domains"]
             if not isinstance(domains, list):
                 raise TypeError("domains is no list")
             return domains
 
+    async def _carry_out(self, steps: Steps) -> Reply:
+        outcome: Reply | Lost | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as done:
+                reply: Reply = done.value
+                return reply
+            if isinstance(step, Send):
+                outcome = await self._send(step)
+            else:
+                await asyncio.sleep(step.seconds)
+                outcome = None
 
-class Client(_Service[httpx.Client]):
+    async def _send(self, send: Send) -> Reply | Lost:
+        try:
+            async with asyncio.timeout(send.seconds):
+                response = await self._http.request(**send.arguments)
+            return Reply(response.status_code, response.headers, response.content)
+        except TimeoutError:
+            return Lost(LATE)
+        except httpx.RequestError as exc:
+            return Lost(
+                f"no answer from {exc.request.url.copy_with(query=None)}: {_reason(exc, send)}; is "
+                "the service there, and url its address?"
+            )
+
+
+class Client(_Service):
     """A tenant's view of a running service. May be shared by threads.
 
     >>> with raytag.Client("https://ner.example.com", key, domain="news") as client:
@@ -327,7 +418,7 @@ class Client(_Service[httpx.Client]):
     Certificates are checked against certifi's list, or the file that SSL_CERT_FILE names.
     """
 
-    _kind = httpx.Client
+    _at_once = 1
 
     def extract(
         self,
@@ -344,15 +435,15 @@ class Client(_Service[httpx.Client]):
         the alias meanwhile shows from one of them on. Raises ServiceError where the service does
         not answer in time or refuses, SettingsError and DataError for what cannot be asked.
         """
-        calls = self._extractions(texts, domain, version, alias)
-        return [entities for call in calls for entities in self._carry_out(call)]
+        requests = self._requests(texts, domain, version, alias)
+        return self._wait_for(lambda: self._answers(requests))
 
     def models(self) -> list[dict[str, Any]]:
         """The tenant's domains, each with its aliases and versions, as the service says them."""
-        return self._carry_out(self._listing())
+        return self._wait_for(self._listing)
 
     def close(self) -> None:
-        self._http.close()
+        self._wait_for(lambda: self._http.aclose())
 
     def __enter__(self) -> Self:
         return self
@@ -360,39 +451,22 @@ class Client(_Service[httpx.Client]):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _carry_out(self, steps: Steps[T]) -> T:
-        outcome: Reply | Lost | None = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            if isinstance(step, Send):
-                outcome = self._send(step)
-            else:
-                time.sleep(step.seconds)
-                outcome = None
-
-    def _send(self, send: Send) -> Reply | Lost:
-        # The library bounds each wait for bytes; the sum of them is bounded here.
-        until = time.monotonic() + send.seconds
-        content = bytearray()
+    def _wait_for(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        loop = _loop()
+        if self._process != os.getpid():  # a fork: the connections are the parent's
+            self._http, self._process = self._new_http(), os.getpid()
+        future = asyncio.run_coroutine_threadsafe(call(), loop)
         try:
-            with self._http.stream(**send.arguments, timeout=send.seconds) as response:
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    if time.monotonic() > until:
-                        return Lost(LATE)
-            return Reply(response.status_code, response.headers, bytes(content))
-        except httpx.RequestError as exc:
-            return _lost(exc)
+            return future.result()
+        finally:
+            future.cancel()  # nobody waits for it where this thread was interrupted
 
 
-class AsyncClient(_Service[httpx.AsyncClient]):
-    """As :class:`Client`, for asyncio; a long list's requests are in flight together."""
+class AsyncClient(_Service):
+    """As :class:`Client`, for one asyncio event loop; a long list's requests are in flight
+    together."""
 
-    _kind = httpx.AsyncClient
+    _at_once = REQUESTS_AT_ONCE
 
     async def extract(
         self,
@@ -403,25 +477,11 @@ class AsyncClient(_Service[httpx.AsyncClient]):
         alias: str | None = None,
     ) -> list[list[Entity]]:
         """As :meth:`Client.extract`."""
-        calls = self._extractions(texts, domain, version, alias)
-        turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
-
-        async def in_turn(call: Steps[list[list[Entity]]]) -> list[list[Entity]]:
-            async with turns:
-                return await self._carry_out(call)
-
-        tasks = [asyncio.create_task(in_turn(call)) for call in calls]
-        try:
-            answers = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return [entities for answer in answers for entities in answer]
+        return await self._answers(self._requests(texts, domain, version, alias))
 
     async def models(self) -> list[dict[str, Any]]:
         """As :meth:`Client.models`."""
-        return await self._carry_out(self._listing())
+        return await self._listing()
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -432,35 +492,61 @@ class AsyncClient(_Service[httpx.AsyncClient]):
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    async def _carry_out(self, steps: Steps[T]) -> T:
-        outcome: Reply | Lost | None = None
-        while True:
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Looks names up in threads of their own. A look-up cannot be stopped: asyncio's own threads
+    are waited for when the process ends, and take no more once its main thread has."""
+
+    async def getaddrinfo(self, *args: Any, **kwargs: Any) -> Any:
+        found: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        found.set_running_or_notify_cancel()  # nor can it be said to be
+
+        def look_up() -> None:
             try:
-                step = steps.send(outcome)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            if isinstance(step, Send):
-                outcome = await self._send(step)
-            else:
-                await asyncio.sleep(step.seconds)
-                outcome = None
+                found.set_result(socket.getaddrinfo(*args, **kwargs))
+            except Exception as exc:
+                found.set_exception(exc)
 
-    async def _send(self, send: Send) -> Reply | Lost:
-        try:
-            async with asyncio.timeout(send.seconds):
-                response = await self._http.request(**send.arguments, timeout=None)
-            return Reply(response.status_code, response.headers, response.content)
-        except TimeoutError:
-            return Lost(LATE)
-        except httpx.RequestError as exc:
-            return _lost(exc)
+        threading.Thread(target=look_up, name="raytag-client-name", daemon=True).start()
+        return await asyncio.wrap_future(found)
 
 
-def _lost(exc: httpx.RequestError) -> Lost:
-    if isinstance(exc, httpx.TimeoutException):
-        return Lost(LATE)
-    return Lost(f"no answer from {exc.request.url.copy_with(query=None)}: {exc or repr(exc)}")
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+_starting = threading.Lock()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """What all :class:`Client` of a process wait for; it ends with the process. A process that was
+    forked has only the thread that forked it, and so begins another."""
+    with _starting:
+        process = os.getpid()
+        if process not in _loops:
+            _loops[process] = _Loop()
+            run = _loops[process].run_forever
+            threading.Thread(target=run, name="raytag-client", daemon=True).start()
+        return _loops[process]
+
+
+async def _watch_over(event: str, info: Mapping[str, Any]) -> None:
+    """Have the kernel ask over each new connection whether its host is still there."""
+    if event == "connection.connect_tcp.complete":
+        connection = info["return_value"].get_extra_info("socket")
+        with suppress(OSError):  # it is broken already, which the next step meets
+            for option in _LIVELY:
+                connection.setsockopt(*option)
+
+
+def _reason(exc: BaseException, send: Send) -> str:
+    """What is at the bottom of it; what the libraries put on top often says nothing."""
+    if isinstance(exc, httpx.ConnectTimeout):
+        return f"no connection within {send.connect:.1f} s"
+    while deeper := exc.__cause__ or exc.__context__:
+        exc = deeper
+        if isinstance(exc, BaseExceptionGroup):  # of a name's addresses
+            exc = exc.exceptions[0]
+    if isinstance(exc, OSError) and type(exc).__module__ == "builtins" and exc.errno:
+        return os.strerror(exc.errno)
+    return str(exc).rstrip(".") or repr(exc)
 
 
 def _checked_url(url: str, insecure: bool) -> str:

@@ -57,6 +57,8 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         host, port = server.get_host_and_port()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("HOME", str(home))  # the launcher keeps its SSH key there
+            # It keeps the first credentials that it finds.
+            patch.setattr(boto3, "DEFAULT_SESSION", None)
             patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
             patch.setenv("AWS_ACCESS_KEY_ID", "anyone")
             patch.setenv("AWS_SECRET_ACCESS_KEY", "anything")

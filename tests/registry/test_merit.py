@@ -1,10 +1,7 @@
 """A promotion on merit: what is better goes, what is worse stays, what was seen is not held out."""
 
-import random
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +11,6 @@ from tiny import CORPUS, checkpoint
 from raytag.errors import SettingsError
 from raytag.model.adapter import WEIGHTS, load_adapter
 from raytag.model.tagger import Tagger
-from raytag.registry.merit import interval
 from raytag.registry.registry import Registry
 from raytag.text.formats import write_jsonl
 from raytag.text.spans import Example
@@ -97,50 +93,3 @@ def test_what_was_trained_on_is_not_held_out(tmp_path: Path, good: Path, held_ou
     with pytest.raises(SettingsError, match=seen):
         registry.promote("acme/news@2", "production", if_better=str(held_out))
     assert len(registry.history("acme/news@production")) == 1
-
-
-def rows(chance: random.Random, count: int, right: float) -> Iterator[tuple[int, int, int]]:
-    for _ in range(count):
-        tp = sum(chance.random() < right for _ in range(3))
-        yield tp, chance.randint(0, 1), 3 - tp
-
-
-def f1(sums: list[int]) -> float:
-    return 2 * sums[0] / (2 * sums[0] + sums[1] + sums[2])
-
-
-def test_the_interval_is_that_of_resampling_one_by_one() -> None:
-    chance = random.Random(1)
-    a, b = list(rows(chance, 300, 0.8)), list(rows(chance, 300, 0.7))
-    difference, low, high = interval(np.array(a), np.array(b))
-    found = []
-    for _ in range(2000):
-        drawn = chance.choices(range(300), k=300)
-        sums = [[sum(rows[i][k] for i in drawn) for k in range(3)] for rows in (a, b)]
-        found.append(f1(sums[0]) - f1(sums[1]))
-    found.sort()
-    assert difference == pytest.approx(
-        f1([sum(r[k] for r in a) for k in range(3)]) - f1([sum(r[k] for r in b) for k in range(3)])
-    )
-    assert low == pytest.approx(found[50], abs=0.006)
-    assert high == pytest.approx(found[1950], abs=0.006)
-    assert low < difference < high
-    assert interval(np.array(a), np.array(a)) == (0, 0, 0)
-    assert interval(np.array(a), np.array(b)) == (difference, low, high)
-
-
-def test_pairs_are_drawn_together() -> None:
-    """Sentences differ a lot, the two of a pair hardly: drawn apart the interval were wide."""
-    chance = random.Random(2)
-    a = [(n, 0, 30 - n) for n in (chance.randint(0, 30) for _ in range(200))]
-    b = [
-        (max(0, tp - (i % 10 == 0)), 0, min(30, fn + (i % 10 == 0)))
-        for i, (tp, _, fn) in enumerate(a)
-    ]
-    _, low, high = interval(np.array(a), np.array(b))
-    assert high - low < 0.005
-
-
-def test_no_entities_at_all_make_no_difference() -> None:
-    nothing = np.zeros((5, 3), dtype=np.int64)
-    assert interval(nothing, nothing) == (0, 0, 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from serve_cases import Served, write_adapter
+from serve_cases import STEADY, Served, write_adapter
 from tiny import encoder
 
 from driving import driving
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 LEASE = 2.0
+TENANTS = ("acme", "globex", "small", "steady", "paper")
 HERE = Path(__file__).parent
 
 
@@ -47,22 +48,23 @@ def served(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
     """acme/news with versions 1 and 2, production and candidate; acme/other; globex/news. Tests
-    publish more of acme's; paper/news is like acme/news, and stays so."""
+    publish more of acme's; small and steady have limits; paper/news is like acme/news, and stays
+    so."""
     folder = tmp_path_factory.mktemp("served")
     registry = Registry(str(folder / "registry"))
     for tenant, domain, seed in (
         *(("acme", "news", 0), ("acme", "news", 2)),
         *(("acme", "other", 1), ("globex", "news", 4), ("small", "news", 0)),
+        ("steady", "news", 0),
         *(("paper", "news", 0), ("paper", "news", 2)),
     ):
         registry.publish(str(adapters / str(seed)), tenant, domain)
-    for name in ("acme/news", "acme/other", "globex/news", "small/news", "paper/news"):
+    for name in ("acme/other", *(f"{tenant}/news" for tenant in TENANTS)):
         registry.promote(f"{name}@1", "production")
     for name in ("acme/news", "paper/news"):
         registry.promote(f"{name}@2", "candidate")
     store = Keys(str(folder / "keys"))
-    tenants = ("acme", "globex", "small", "paper")
-    keys = {tenant: store.create(tenant, "extract").text for tenant in tenants}
+    keys = {tenant: store.create(tenant, "extract").text for tenant in TENANTS}
     keys["release"] = store.create("acme", "release").text
     keys["operator"] = store.create(ANY, "operator").text
     keys["wrong"] = keys["acme"][:-4] + ("AAAA" if keys["acme"][-4:] != "AAAA" else "BBBB")
@@ -75,8 +77,12 @@ def served(
         keys=str(folder / "keys"),
         port=port,
         replicas="1",
+        ingresses=2,
         lease=LEASE,
-        tenants={"small": Limits(requests_per_second=1, burst_seconds=2)},
+        tenants={
+            "small": Limits(requests_per_second=1, burst_seconds=2),
+            "steady": Limits(requests_per_second=STEADY, burst_seconds=1),
+        },
         wait=False,
     )
     with driving(cluster):

@@ -15,6 +15,9 @@ from raytag.serve.keys import Keys
 from raytag.serve.settings import ServeSettings
 from raytag.text.score import Score, Scores
 
+STEADY = 6
+"""Requests a second that the tenant "steady" may make."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Served:

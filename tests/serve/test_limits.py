@@ -1,5 +1,6 @@
 """Limits of tenants: never more than is allowed, a Retry-After that holds, each for itself."""
 
+import contextlib
 from collections.abc import Iterator
 from itertools import accumulate, product
 
@@ -8,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raytag.errors import SettingsError
-from raytag.serve.limits import CONCURRENT_RETRY, Lease, Limiter, Limits, OverLimit
+from raytag.serve.limits import (
+    CONCURRENT_RETRY,
+    SPARE,
+    Lease,
+    Limiter,
+    Limits,
+    OverLimit,
+    Shares,
+)
 
 rates = st.floats(0.01, 1e6)
 bursts = st.floats(0.01, 100)
@@ -82,7 +91,7 @@ def test_a_share_that_changes_adds_one_burst_at_most(
         if over(door, count, at) is None:
             admitted.append((given, count))
         share = data.draw(st.sampled_from([share, *changes]))
-        door.set_share(share, at)
+        door.set_share(share, {}, at)
     for seconds, counts in windows(admitted):
         assert sum(counts) <= rate * (seconds + SLACK + 2 * burst) * (1 + 1e-9)
 
@@ -236,16 +245,157 @@ def test_a_share_that_changes_forgets_nothing() -> None:
     door = limiter(Limits(requests_per_second=10, burst_seconds=1, concurrent_requests=9))
     lease = door.admit("acme", 1, 0.0)
     assert [over(door, 1, 0.0) for _ in range(9)] == [None] * 9
-    door.set_share(0.5, 0.0)
+    door.set_share(0.5, {}, 0.0)
     refused = over(door, 1, 0.0)
     assert refused is not None
     assert refused.retry_after == pytest.approx(0.2)
-    door.set_share(1.0, 0.1)
+    door.set_share(1.0, {}, 0.1)
     refused = over(door, 1, 0.1)
     assert refused is not None
     assert refused.retry_after == pytest.approx(0.05)
     lease.release()
     assert len(door) == 1
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 5),
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from([0.0, 1.0]) | st.floats(0, 1))),
+)
+def test_ingresses_never_hold_more_than_all_of_a_limit_and_never_nothing(
+    count: int, reports: list[tuple[int, float]]
+) -> None:
+    shares, ingresses = Shares(), [str(i) for i in range(count)]
+    held = dict.fromkeys(ingresses, 1 / count)
+    for number, part in reports:
+        one = str(number % count)
+        given = shares.give(one, {"acme": part} if part else {}, ingresses)
+        held[one] = given.get("acme", 1 / count)
+        assert sum(held.values()) <= 1 + 1e-5
+        assert min(held.values()) >= SPARE / count - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("asked", "shares"),
+    [
+        ([1.0, 0.0], [0.95, 0.05]),
+        ([0.0, 1.0, 0.0, 0.0], [0.025, 0.925, 0.025, 0.025]),
+        ([0.7, 0.3], [0.7, 0.3]),
+        ([1.0, 0.2], [0.8, 0.2]),
+        ([1.0, 1.0, 0.2], [0.4, 0.4, 0.2]),
+        ([0.5, 0.1], [0.7, 0.3]),
+    ],
+)
+def test_ingresses_share_a_limit_by_what_is_asked_of_each_and_equally_once_nothing_is(
+    asked: list[float], shares: list[float]
+) -> None:
+    door, ingresses = Shares(), [str(i) for i in range(len(asked))]
+
+    def given(asked: list[float]) -> list[dict[str, float]]:
+        for _ in range(2):
+            found = [
+                door.give(one, {"acme": part} if part else {}, ingresses)
+                for one, part in zip(ingresses, asked, strict=True)
+            ]
+        return found
+
+    assert [one["acme"] for one in given(asked)] == pytest.approx(shares)
+    assert given([0.0] * len(asked)) == [{}] * len(asked)
+
+
+def test_what_an_ingress_held_that_has_ended_is_given_to_the_others() -> None:
+    door = Shares()
+    for _ in range(2):
+        door.give("a", {"acme": 1.0}, ["a", "b"])
+        door.give("b", {}, ["a", "b"])
+    assert door.give("b", {"acme": 1.0}, ["b"]) == {"acme": 1.0}
+
+
+def ask_evenly(
+    doors: list[Limiter], rates: list[float], seconds: float, characters: int = 1
+) -> list[int]:
+    """How many of so many requests a second each ingress admits; they renew twice a second."""
+    shares, names = Shares(), [str(i) for i in range(len(doors))]
+    admitted = [0] * len(doors)
+    for tick in range(int(seconds * 100)):
+        now = tick / 100
+        for i, (door, rate) in enumerate(zip(doors, rates, strict=True)):
+            if int((tick + 1) * rate / 100) > int(tick * rate / 100):
+                admitted[i] += over(door, characters, now) is None
+            if tick % 50 == 10 * i:
+                given = shares.give(names[i], door.demands(now), names)
+                door.set_share(1 / len(doors), given, now)
+    return admitted
+
+
+def test_who_asks_one_ingress_alone_gets_nearly_all_of_its_limit() -> None:
+    limits = Limits(requests_per_second=10, burst_seconds=1)
+    doors = [limiter(limits, 0.25) for _ in range(4)]
+    alone = ask_evenly(doors, [20, 0, 0, 0], 60)[0]
+    assert 0.9 * 10 * 60 <= alone <= 10 * 60 + 10
+    doors = [limiter(Limits(characters_per_second=1000, burst_seconds=1), 0.5) for _ in range(2)]
+    alone, _ = ask_evenly(doors, [20, 0], 60, characters=100)
+    assert 0.9 * 10 * 60 <= alone <= 10 * 60 + 10
+
+
+def test_who_asks_several_ingresses_gets_its_limit_and_no_more() -> None:
+    limits = Limits(requests_per_second=10, burst_seconds=1)
+    for rates in ([20.0, 20.0, 20.0], [50.0, 5.0, 1.0], [9.0, 3.0, 0.0]):
+        admitted = ask_evenly([limiter(limits, 1 / 3) for _ in range(3)], rates, 60)
+        assert 0.9 * 10 * 60 <= sum(admitted) <= 10 * 60 + 10, (rates, admitted)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 8), st.sampled_from([0.0, 0.0, 3.0, 20.0, 100.0]), st.integers(0, 2)
+        ),
+        max_size=20,
+    )
+)
+def test_who_changes_from_ingress_to_ingress_gets_no_more_than_its_limit(
+    deeds: list[tuple[int, float, int]],
+) -> None:
+    """For so many seconds so many requests a second, at one ingress after another."""
+    limits = Limits(requests_per_second=10, burst_seconds=2)
+    doors, shares, admitted = [limiter(limits, 1 / 3) for _ in range(3)], Shares(), [0]
+    now = 0
+    for seconds, rate, at in deeds:
+        for _ in range(seconds * 50):
+            now += 1
+            if int((now + 1) * rate / 50) > int(now * rate / 50):
+                admitted.append(admitted[-1] + (over(doors[at], 1, now / 50) is None))
+            else:
+                admitted.append(admitted[-1])
+            if now % 25 in (0, 7, 16):
+                i = (0, 7, 16).index(now % 25)
+                given = shares.give(str(i), doors[i].demands(now / 50), "012")
+                doors[i].set_share(1 / 3, given, now / 50)
+    # A window begins where the most is left over: where as little as possible was admitted yet.
+    least = 0.0
+    for tick, count in enumerate(admitted):
+        least = min(least, count - 10 * tick / 50)
+        assert count - 10 * tick / 50 - least <= 2 * 20 + 3
+
+
+def test_below_its_limit_nobody_is_refused_whichever_ingress_is_asked() -> None:
+    limits = Limits(requests_per_second=10, burst_seconds=2)
+    admitted = ask_evenly([limiter(limits, 0.5) for _ in range(2)], [4.0, 4.0], 60)
+    assert sum(admitted) == 480
+
+
+def test_requests_at_a_time_are_shared_by_demand_too() -> None:
+    doors = [limiter(Limits(concurrent_requests=8), 0.5) for _ in range(2)]
+    shares, leases = Shares(), []
+    for tick in range(20):
+        with contextlib.suppress(OverLimit):
+            while True:
+                leases.append(doors[0].admit("acme", 1, tick / 2))
+        for name, door in zip("ab", doors, strict=True):
+            door.set_share(0.5, shares.give(name, door.demands(tick / 2), "ab"), tick / 2)
+    assert len(leases) == 8
+    assert over(doors[1], 1, 10.0) is None
 
 
 def test_idle_tenants_are_forgotten_and_busy_ones_are_not() -> None:
@@ -291,4 +441,4 @@ def test_a_share_is_a_part(share: float) -> None:
     with pytest.raises(ValueError, match="share"):
         limiter(Limits(), share)
     with pytest.raises(ValueError, match="share"):
-        limiter(Limits()).set_share(share, 0.0)
+        limiter(Limits()).set_share(share, {}, 0.0)

@@ -26,6 +26,9 @@ from serve_cases import Served
 from raytag.local import LocalCluster
 
 AT_ONCE = 4
+QUIET = 0.25
+"""Seconds without an answer after which it is said that nothing more comes: the server may be
+waiting for it."""
 BODY = b'{"texts": ["Tim Cook was in Seoul."]}'
 PATH = b"/v1/acme/news/entities"
 UNREAD = b"Invalid HTTP request received."
@@ -435,9 +438,11 @@ def exchanged(served: Served, raw: Raw) -> str | None:
     """What went wrong with these bytes."""
     received = bytearray()
     address = ("127.0.0.1", served.settings.port)
-    # Whether something is a request is not always known: then no answer is one, too.
+    # Whether something is a request is not always known: then the end of the connection, once
+    # nothing more can come, is an answer too.
+    is_open = raw.ends == "waits" and not raw.whole
     with socket.create_connection(address, 10) as sock:
-        sock.settimeout(20 if raw.whole else 0.25)
+        sock.settimeout(QUIET if is_open else 20)
         try:
             sock.sendall(raw.content)
             if raw.ends == "breaks":
@@ -445,11 +450,21 @@ def exchanged(served: Served, raw: Raw) -> str | None:
                 return None
             if raw.ends == "closes":
                 sock.shutdown(socket.SHUT_WR)
-            while more := sock.recv(1 << 16):
+            while True:
+                try:
+                    more = sock.recv(1 << 16)
+                except TimeoutError:
+                    if not is_open:
+                        raise
+                    is_open = False
+                    sock.settimeout(20)
+                    sock.shutdown(socket.SHUT_WR)
+                    continue
+                if not more:
+                    break
                 received += more
         except TimeoutError:
-            if raw.whole:
-                return f"no end of the answer in 20 s; so far {bytes(received[:200])!r}"
+            return f"neither answer nor end in 20 s; so far {bytes(received[:200])!r}"
         except (ConnectionError, BrokenPipeError):
             pass  # it was closed on us while we wrote
     if raw.whole and not received:
@@ -535,6 +550,48 @@ def send_generated(served: Served, count: int) -> None:
             warnings.simplefilter("ignore")
             run()
     assert not wrong, "\n".join([f"{len(wrong)} of {count}", *sorted(wrong, key=len)[:20]])
+
+
+HOSTILE = (
+    *(b"", b" ", b"{", b"}", b"null", b"1", b'"x"', b"[]", b"[1]", b"\xff\xfe", b"\x00", b"NaN"),
+    *(b'{"version": 1', b'{"version": 1}}', b'"version"', b'{"version"}', b'{"version": 01}'),
+    *(b"[" * 200_000, b'{"version": ' * 200_000, b'{"version": ' + b"[" * 200_000),
+    b'{"version": 1, "share": 0.1, "' + b"k" * 1_000_000 + b'": 1}',
+    b'{"version": 1, "share": 0.1, "\\ud800": 1}',
+    b"{" + b",".join(b'"%d": 1' % number for number in range(200_000)) + b"}",
+    *(b'{"version": ' + wrong + b', "share": 0.1}' for wrong in (b'"1"', b"1.5", b"true", b"null")),
+    *(b'{"version": ' + wrong + b', "share": 0.1}' for wrong in (b"0", b"-1", b"1e400", b"NaN")),
+    *(b'{"version": ' + b"9" * digits + b', "share": 0.1}' for digits in (10, 30, 5000)),
+    *(b'{"version": [1], "share": 0.1}', b'{"version": {}, "share": 0.1}', b'{"share": 0.1}'),
+)
+"""What no promotion and no canary can be."""
+NO_VALUES = (b"NaN", b"Infinity", b"-Infinity", b"1e400", b"-1", b"9" * 5000, b"[]", b'"\xc3"', b"")
+FIELDS = {
+    b"": (b"wait_seconds",),
+    b"/canary": (b"share", b"max_error_rate", b"max_latency_ratio", b"min_agreement", b"shadow"),
+}
+"""Of a promotion and of a canary, beside the version."""
+
+
+@pytest.mark.parametrize("route", FIELDS)
+def test_hostile_bodies_of_moves_are_told_so(served: Served, route: bytes) -> None:
+    path = b"/v1/acme/nothing/aliases/production" + route  # what is well said gets 409 there
+    wrong = [
+        b'{"version": 2, "share": 0.1, "%s": %s}' % (name, value)
+        for name in FIELDS[route]
+        for value in NO_VALUES
+    ]
+    sent = Sent(random.Random(0), served.keys["release"].encode())
+    for body in (*HOSTILE, *wrong):
+        if not route:
+            body = body.replace(b', "share": 0.1', b"")
+        with socket.create_connection(("127.0.0.1", served.settings.port), 30) as sock:
+            sock.sendall(sent.request(path, body=body))
+            (answer,) = answers(sock.makefile("rb").read(), "POST")
+        status, _, content = answer
+        assert status in (400, 422), (status, content[:200], body[:200])
+        assert len(content) < 1000
+        assert fault(*answer, "POST", b"") is None
 
 
 @pytest.mark.parametrize(

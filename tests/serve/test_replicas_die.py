@@ -122,3 +122,26 @@ def test_a_revoked_key_is_refused_within_seconds(served: Served) -> None:
     await_status(200)
     assert served.key_store.revoke(new.key.id)
     await_status(401)
+
+
+def test_while_the_switchboard_is_dead_the_others_figures_are_told_and_no_move_is_a_fault(
+    served: Served, cluster: LocalCluster
+) -> None:
+    operator = {"Authorization": f"Bearer {served.keys['operator']}"}
+    release = {"Authorization": f"Bearer {served.keys['release']}"}
+    alias = f"{served.url}/v1/acme/other/aliases/production"
+    assert httpx.get(alias, headers=release, timeout=30).status_code == 200
+    for pid, kind in replicas(cluster).items():
+        if kind == "Switchboard":
+            os.kill(pid, signal.SIGKILL)
+    figures = httpx.get(f"{served.url}/metrics", headers=operator, timeout=30)
+    assert figures.status_code == 200
+    assert "raytag_model_seconds" in figures.text
+    assert "raytag_requests_in_flight" in figures.text
+    # It may get there before the end was noticed, or wait for the next switchboard.
+    moved = httpx.post(alias, json={"version": 1, "wait_seconds": 30}, headers=release, timeout=60)
+    assert moved.status_code in (200, 503), moved.text
+    assert moved.status_code == 200 or moved.headers["Retry-After"]
+    began = time.monotonic()
+    while httpx.get(alias, headers=release, timeout=30).json().get("state") != "live":
+        assert time.monotonic() < began + 60, "no switchboard came back"

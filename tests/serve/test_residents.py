@@ -43,6 +43,7 @@ class Shelf:
                 self._at_once -= 1
 
     def residents(self, capacity: int = 100, **options: Any) -> Residents[int, bytes]:
+        options = {"group": lambda key: key, **options}
         return Residents(self.load, len, capacity, clock=lambda: self.now, **options)
 
     def hold(self, *keys: int) -> None:
@@ -229,7 +230,7 @@ async def test_an_error_keeps_nothing_of_what_was_read() -> None:
         except KeyError as exc:
             raise StorageError("no such key") from exc
 
-    residents: Residents[int, bytes] = Residents(load, len, 100)
+    residents: Residents[int, bytes] = Residents(load, len, 100, group=lambda key: key)
     for _ in range(3):
         with suppress(StorageError):
             await residents.get(5)
@@ -280,10 +281,67 @@ async def test_who_foresees_a_use_counts_as_none() -> None:
     assert (stats.hits, stats.misses, shelf.loads[5]) == (1, 0, 1)
 
 
+@in_a_loop
+async def test_a_load_that_nobody_waits_for_any_more_is_not_begun() -> None:
+    shelf = Shelf()
+    shelf.hold(1)
+    residents = shelf.residents(loads_at_once=1)
+    under_way = await begun(residents.get(1))
+    gone = [await begun(residents.get(key)) for key in range(2, 40)]
+    stays = await begun(residents.get(2))
+    for task in gone:
+        task.cancel()
+    await asyncio.wait(gone)
+    assert set(residents._entries) == {1, 2}
+    again = await begun(residents.get(3))
+    shelf.let_go(1)
+    await asyncio.gather(under_way, stays, again)
+    assert shelf.loads == {1: 1, 2: 1, 3: 1}
+
+
+@in_a_loop
+async def test_a_use_is_waited_for_until_its_time_is_over() -> None:
+    shelf = Shelf()
+    shelf.hold(1)
+    residents = shelf.residents(loads_at_once=1)
+    under_way = await begun(residents.get(1))
+    for key in (1, 2):
+        with pytest.raises(TimeoutError, match=f"{key} was not loaded within the time given"):
+            async with residents.use(key, 0.01):
+                pass
+    shelf.let_go(1)
+    await under_way
+    async with residents.use(1, 0.0) as value:  # it is there: nothing is waited for
+        assert value == bytes(1)
+    assert shelf.loads == {1: 1}
+
+
+@in_a_loop
+async def test_a_group_that_asks_for_a_thousand_keys_holds_up_no_other() -> None:
+    shelf = Shelf()
+    shelf.hold(*range(1, 5000))
+    residents = shelf.residents(10**9, group=lambda key: key // 1000)
+    tasks = [await begun(residents.get(key)) for key in (*range(1000, 2000), *range(2000, 3000))]
+    while len(shelf.loads) < 2:
+        await asyncio.sleep(0)
+    late = [await begun(residents.get(key)) for key in (3000, 3001, 4000)]
+    began = set(shelf.loads)
+    assert began == {1000, 2000}
+    shelf.let_go(1000)
+    await tasks[0]
+    shelf.let_go(3000)
+    assert await late[0] == bytes(3000)
+    assert set(shelf.loads) <= {*began, 3000, 4000}
+    shelf.let_go(*range(1, 5000))
+    await asyncio.gather(*tasks, *late)
+    assert shelf.most_at_once == 2
+    assert set(shelf.loads.values()) == {1}
+
+
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["get", "use", "use", "release", "drop", "cancel", "wait"]),
+            st.sampled_from(["get", "until", "use", "use", "release", "drop", "cancel", "wait"]),
             st.integers(1, 40),
         ),
         max_size=60,
@@ -294,7 +352,7 @@ def test_the_bound_holds_and_values_in_use_stay(deeds: list[tuple[str, int]]) ->
     async def do() -> None:
         shelf = Shelf()
         shelf.broken.update({7, 17})
-        residents = shelf.residents(100, retry_seconds=0)
+        residents = shelf.residents(100, retry_seconds=0, group=lambda key: key % 3)
         ends: list[tuple[asyncio.Task[None], asyncio.Event]] = []
         tasks: list[asyncio.Task[Any]] = []
         used: Counter[int] = Counter()
@@ -310,6 +368,11 @@ def test_the_bound_holds_and_values_in_use_stay(deeds: list[tuple[str, int]]) ->
                     if entry is not None:
                         assert entry.size == key  # never given up meanwhile
 
+        async def briefly(key: int) -> None:
+            with suppress(StorageError, TimeoutError):
+                async with residents.use(key, 0.001):
+                    pass
+
         def check() -> None:
             kept = sum(entry.size for entry in index.values())
             assert kept <= residents.stats.bytes <= 100
@@ -317,6 +380,8 @@ def test_the_bound_holds_and_values_in_use_stay(deeds: list[tuple[str, int]]) ->
         for deed, key in deeds:
             if deed == "get":
                 tasks.append(await begun(residents.get(key)))
+            elif deed == "until":
+                tasks.append(await begun(briefly(key)))
             elif deed == "use":
                 end = asyncio.Event()
                 ends.append((await begun(use(key, end)), end))

@@ -1,10 +1,12 @@
 """The service over HTTP: what it answers, whom it refuses, and that it tells why."""
 
+import time
+from collections import Counter
 from typing import Any
 
 import httpx
 import pytest
-from serve_cases import Served
+from serve_cases import STEADY, Served
 
 from raytag.model.adapter import load_adapter
 from raytag.model.tagger import Tagger
@@ -16,6 +18,8 @@ def ask(served: Served, path: str, key: str | None = "acme", **given: Any) -> ht
     """POST where there is a body, else GET."""
     headers = {"Authorization": f"Bearer {served.keys[key]}"} if key else {}
     method = given.pop("method", "POST" if "json" in given or "content" in given else "GET")
+    if "content" in given:
+        headers["Content-Type"] = "application/json"
     headers |= given.pop("headers", {})
     return httpx.request(method, served.url + path, headers=headers, timeout=30, **given)
 
@@ -106,11 +110,14 @@ def test_what_is_refused_and_why(
         b'{"texts": ["x"], "more": 1}',
         b'{"documents": [{"id": 1, "text": "x"}]}',
         b'{"texts": [' + b'["' * 5000,
+        b'{"texts": ["x"], "' + b"k" * 100_000 + b'": 1}',
+        b'{"documents": [{"id": "a", "text": "x", ' + b'"k": 1, ' * 9 + b'"l": 1}]}',
     ],
 )
 def test_a_malformed_body_is_told_so(served: Served, body: bytes) -> None:
     answer = ask(served, "/v1/acme/news/entities", content=body)
-    assert answer.status_code == 422, answer.text
+    assert answer.status_code in (400, 422), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
     assert len(answer.json()["detail"]) < 500
 
 
@@ -119,6 +126,10 @@ def test_too_much_at_a_time_is_refused(served: Served) -> None:
     assert ask(served, path, json={"texts": ["x"] * 1001}).status_code == 413
     assert ask(served, path, json={"texts": ["x" * 1_000_001]}).status_code == 413
     assert ask(served, path, content=b" " * (14 << 20)).status_code == 413
+    for many in (b"1," * 1_000_000, b"{}," * 1_000_000, b'"",' * 1_000_000):
+        for name in (b"texts", b"documents"):
+            body = b'{"%s": [%s1]}' % (name, many)
+            assert "1,000,001 texts" in ask(served, path, content=body).json()["detail"]
 
 
 def test_a_deadline_that_cannot_be_met_is_told(served: Served) -> None:
@@ -140,6 +151,25 @@ def test_a_tenant_over_its_limit_waits_and_others_do_not(served: Served) -> None
     assert answers[0].status_code == 200
     assert int(refused[0].headers["retry-after"]) >= 1
     assert ask(served, "/v1/acme/news/entities", json={"texts": ["Seoul"]}).status_code == 200
+
+
+def test_a_tenants_limit_is_shared_by_both_ingresses_as_they_are_asked(served: Served) -> None:
+    """On one connection, which is one ingress's, more than half of it is given; on any number no
+    more than all, and a burst more with each change of the shares."""
+    headers = {"Authorization": f"Bearer {served.keys['steady']}"}
+    path, body = "/v1/steady/news/entities", {"texts": ["Seoul"]}
+    answered = Counter[int]()
+    began = time.monotonic()
+    half = STEADY / 2
+    with httpx.Client(base_url=served.url, headers=headers, timeout=30) as client:
+        while answered[200] <= half * (time.monotonic() - began) + half + 3:
+            assert time.monotonic() < began + 60, f"{answered}: it stays at an equal share"
+            answered[client.post(path, json=body).status_code] += 1
+    for _ in range(100):
+        answered[ask(served, path, "steady", json=body).status_code] += 1
+    seconds = time.monotonic() - began
+    assert set(answered) <= {200, 429}
+    assert answered[200] <= STEADY * seconds + 3 * STEADY
 
 
 def test_open_paths_are_open_and_say_what_they_should(served: Served) -> None:

@@ -9,7 +9,16 @@ from switch_world import ALIASES, CHAOS, DRAIN, LEASE, RENEW, World
 from raytag.errors import SettingsError
 from raytag.registry.names import Ref
 from raytag.serve.canary import Canary, Observed, Rule
-from raytag.serve.leases import Entry, Grant, LeaseEnded, Leases, PointsNowhere, Renewal, Route
+from raytag.serve.leases import (
+    NOWHERE,
+    Entry,
+    Grant,
+    LeaseEnded,
+    Leases,
+    PointsNowhere,
+    Renewal,
+    Route,
+)
 from raytag.serve.switch import Status, Switch
 
 ALIAS = Ref("acme", "news", "production")
@@ -453,9 +462,42 @@ def test_aliases_are_forgotten_that_nobody_wants() -> None:
 def test_names_that_stand_for_nothing_are_not_wanted_for_long() -> None:
     leases = Leases(drain=3.0, keep=60.0)
     for number in range(100):
-        leases.resolve(Ref("acme", "news", f"made-up-{number}"), 0.0)
+        leases.resolve(Ref(f"tenant-{number}", "news", "made-up"), 0.0)
     assert len(leases.renewal(1.0).keeps) == 100
     assert len(leases.renewal(6.0).keeps) == 0
+
+
+def test_of_names_that_are_made_up_only_the_last_few_of_a_tenant_are_followed() -> None:
+    service = Service("a", "b")
+    service.use(1, 0.0)
+    made_up = [Ref("acme", "news", f"x{number}") for number in range(500)]
+    other = Ref("globex", "news", "x")
+    for name, leases in service.leases.items():
+        assert leases.resolve(other, 1.0) is None
+        for number, alias in enumerate(made_up):
+            leases.resolve(alias, 1.0 + number / 1000)
+        kept = leases.renewal(2.0).keeps
+        assert kept == {ALIAS, other, *made_up[-NOWHERE:]}, name
+    service.renew(2.0)
+    assert set(service.switch.tracked(2.0)) == {ALIAS, other, *made_up[-NOWHERE:]}
+    assert service.route("a", 2.0).version == 1
+
+
+def test_of_names_that_point_nowhere_the_switch_itself_follows_the_last_few_of_a_tenant() -> None:
+    service = Service("a")
+    service.use(1, 0.0)
+    for number in range(500):
+        alias = Ref("acme", "news", f"x{number}")
+        service.switch.wants(alias, 1.0 + number / 1000)
+        service.switch.observe(alias, [], 1.0 + number / 1000)
+    assert len(service.switch.tracked(2.0)) == 1 + NOWHERE
+    grant = service.switch.renew("a", service.leases["a"].renewal(2.0), 2.0)
+    assert len(grant.table) == 1 + NOWHERE
+    real = [Ref("acme", "news", f"real{number}") for number in range(20)]
+    for alias in real:
+        service.switch.wants(alias, 2.0)
+        service.switch.observe(alias, [1], 2.0)
+    assert set(real) <= set(service.switch.tracked(2.0))
 
 
 def test_one_alias_does_not_wait_for_another() -> None:
@@ -604,6 +646,20 @@ def test_a_shadow_only_reports() -> None:
     state, reason = trial(service, 1.0)
     assert state == "running"
     assert "10 requests compared" in reason
+
+
+def test_a_canary_ends_where_what_it_is_compared_with_is_no_longer_in_use() -> None:
+    service = Service("a")
+    service.use(1, 0.0)
+    service.switch.observe(ALIAS, [3, 1], 0.0)
+    service.switch.start_canary(ALIAS, canary(), 0.0)
+    service.switch.loaded(version(2), 0.0)
+    assert service.switch.tries(ALIAS, canary())
+    service.switch.loaded(version(3), 1.0)
+    assert trial(service, 1.0) == ("back", "the alias was moved to version 3 meanwhile")
+    assert not service.switch.tries(ALIAS, canary())
+    service.renew(1.0)
+    assert service.route("a", 1.0).versions == {3}
 
 
 def test_a_move_by_others_ends_a_canary() -> None:

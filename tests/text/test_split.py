@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raytag.errors import DataError, SettingsError
 from raytag.text.spans import Entity, Example
-from raytag.text.split import k_shot, split_by_seed
+from raytag.text.split import few, k_shot, split_by_seed
 
 
 def made(groups: int, per_group: int = 3) -> list[Example]:
@@ -99,3 +99,17 @@ def test_seeds_choose_differently() -> None:
     assert all(len(pick) == 4 for pick in picks)
     with pytest.raises(SettingsError, match="k must be at least 1"):
         k_shot(examples, 0)
+
+
+def test_a_few_are_drawn_by_seed_and_fewer_are_among_more() -> None:
+    examples = tagged([["A"]] * 40)
+    picks = {seed: [x.id for x in few(examples, 10, seed)] for seed in range(5)}
+    assert len({tuple(pick) for pick in picks.values()}) == 5
+    for seed, pick in picks.items():
+        assert pick == sorted(pick, key=int)
+        assert len(set(pick)) == 10
+        assert set(pick) < {x.id for x in few(examples, 30, seed)}
+        assert set(pick) == {x.id for x in few(examples[::-1], 10, seed)}
+    assert few(examples, 40) == examples
+    with pytest.raises(DataError, match="41 examples are asked for, and there are 40"):
+        few(examples, 41)

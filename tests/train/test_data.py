@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raytag.errors import DataError
+from raytag.errors import DataError, SettingsError
 from raytag.text.formats import read_examples
 from raytag.train.data import FREE, gather, settings_fingerprint
 from raytag.train.settings import FinetuneSettings
@@ -58,6 +58,17 @@ def test_few_shots_are_drawn_from_train_alone(settings: FinetuneSettings) -> Non
     assert 3 <= data.counts()["train"]["examples"] < 10
     assert data.counts()["dev"]["examples"] == 5
     assert any("3 per type" in note for note in data.notes)
+
+
+def test_so_many_examples_are_drawn_from_train_by_seed(settings: FinetuneSettings) -> None:
+    data, other = (gather(replace(settings, examples=12, seed=seed)) for seed in (0, 1))
+    assert [len(part) for part in data.splits.values()] == [12, 5, 5]
+    assert set(data.train) != set(other.train)
+    assert "train: 12 examples drawn by seed 0" in data.notes
+    with pytest.raises(DataError, match=r"train\.jsonl: 41 examples .* there are 40; lower"):
+        gather(replace(settings, examples=41))
+    with pytest.raises(SettingsError, match="both say how many"):
+        replace(settings, examples=12, k_shot=3)
 
 
 def test_bad_rows_are_set_aside_and_written_down(

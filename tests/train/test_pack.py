@@ -16,7 +16,7 @@ from torch import Tensor
 from raytag.errors import DataError, ModelError, SettingsError
 from raytag.model.adapter import context, load_adapter, make_head, output_names, token_limit
 from raytag.model.base import find_base, load_model, load_tokenizer
-from raytag.model.lora import add_adapter
+from raytag.model.lora import add_adapter, parameter_groups
 from raytag.model.packed import PackedModel
 from raytag.model.settings import HeadName
 from raytag.model.tagger import Tagger
@@ -107,7 +107,9 @@ def alone(job: Member) -> tuple[dict[str, Tensor], list[float]]:
                 module.p = 0.0
     tokenizer = load_tokenizer(base.path)
     head = make_head(settings.head, tokenizer, labels, context=context(model))
-    loop = Loop(adapted, head, job.data.train, settings, zero=0, limit=token_limit(model))
+    groups = parameter_groups(adapted, settings.lora_plus)
+    limit = token_limit(model)
+    loop = Loop(adapted, head, job.data.train, settings, groups=groups, zero=0, limit=limit)
     losses = [loop.take(step)["loss"] for step in range(loop.plan.total_steps)]
     weights = loop.engine.weights()
     loop.engine.close()

@@ -142,6 +142,18 @@ def load_for_tagging(
     return merged
 
 
+def load_for_scoring(
+    folder: Path, *, base: str | None, load_in: LoadIn | None, device: torch.device
+) -> LoadedModel:
+    """As :func:`load_for_tagging`, but an adapter stays beside its base, as training scored it,
+    and with ``load_in`` None both come in the precision they were made in. Raises ModelError.
+    """
+    merged = AdapterCard.read(folder).merged
+    if merged is None:
+        return load_adapter(folder, base=base, load_in=load_in, device=device)
+    return _load_merged(folder, _dtype(load_in or merged["dtype"], device), device)
+
+
 def _dtype(load_in: LoadIn, device: torch.device) -> MergedDtype:
     if load_in == "auto":
         load_in = resolve_load_in("auto") if device.type == "cuda" else "fp32"

@@ -248,11 +248,21 @@ class _FleetRow:
 class FleetTable:
     """Many trainings at once: a live table on a terminal, a line for each change in a log.
 
-    Used as a context manager; at its end the whole table is printed.
+    Used as a context manager; at its end the whole table is printed. ``kind`` is what is trained;
+    ``total`` says how many there will be, where not all have a name yet.
     """
 
-    def __init__(self, names: Sequence[str], console: Console | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        console: Console | None = None,
+        *,
+        kind: str = "adapter",
+        total: int = 0,
+    ) -> None:
         self._console = console or Console(highlight=False)
+        self._kind = kind
+        self._total = total
         self._rows = {name: _FleetRow() for name in names}
         self._live = Live(console=self._console, transient=True, auto_refresh=False)
 
@@ -280,19 +290,20 @@ class FleetTable:
 
     def show(self, name: str, state: str, *, f1: float | None = None, said: str = "") -> None:
         """Say what became of one: ``f1`` its score, ``said`` its version or why it failed."""
-        row = self._rows[name]
+        row = self._rows.setdefault(name, _FleetRow())
         row.state, row.said = state, said
         row.f1 = f1 if f1 is not None else row.f1
         if not self._console.is_terminal:
             scored = "" if f1 is None else f"F1 {f1:.3f}  "
-            line = f"{self._done():{len(self._count)}}/{self._count} {name} {state}  {scored}{said}"
+            done = f"{self._done():{len(self._count)}}/{self._count}"
+            line = f"{done} {visible(name)} {state}  {scored}{said}"
             self._console.print(line.rstrip(), markup=False, soft_wrap=True)
             self._console.file.flush()
         self._refresh()
 
     @property
     def _count(self) -> str:
-        return str(len(self._rows))
+        return str(max(len(self._rows), self._total))
 
     def _done(self) -> int:
         return sum(row.state not in ("waiting", "training") for row in self._rows.values())
@@ -305,14 +316,14 @@ class FleetTable:
     def _table(self, rows: Mapping[str, _FleetRow]) -> Table:
         title = Text(f"{self._done()} of {self._count} done")
         table = Table(title=title, title_justify="left", box=box.SIMPLE)
-        for name in ("adapter", "state"):
-            table.add_column(name, no_wrap=True)
+        table.add_column(self._kind, overflow="fold")
+        table.add_column("state", no_wrap=True)
         for name in ("step", "F1"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("", overflow="fold")
         for name, row in rows.items():
             f1 = "" if row.f1 is None else f"{row.f1:.3f}"
-            table.add_row(name, row.state, row.step, f1, Text(visible(row.said)))
+            table.add_row(Text(visible(name)), row.state, row.step, f1, Text(visible(row.said)))
         return table
 
 

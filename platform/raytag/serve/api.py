@@ -15,7 +15,7 @@ from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 from raytag import __version__
@@ -32,20 +32,34 @@ count characters (Unicode code points) of the text as it was sent, the end exclu
 has an `X-Request-Id`; every error is a problem detail (RFC 9457)."""
 
 
-class Document(BaseModel):
-    """A text with an id, which comes back with its entities."""
+SHOWN = 100
+"""Characters of the place of a mistake that are told: a key may be as long as a body."""
+
+
+class _Given(BaseModel):
+    """What is sent. It is refused at its first faults: a body can hold millions."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > len(cls.model_fields):
+            raise ValueError(f"it takes no other keys than {', '.join(cls.model_fields)}")
+        return given
+
+
+class Document(_Given):
+    """A text with an id, which comes back with its entities."""
+
     id: str = Field(max_length=1000)
     text: str
 
 
-class Ask(BaseModel):
+class Ask(_Given):
     """Either texts, or documents with ids."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
         json_schema_extra={
             "examples": [
                 {"texts": ["Apple's CEO Tim Cook gave a presentation in Seoul."]},
@@ -53,8 +67,8 @@ class Ask(BaseModel):
             ]
         },
     )
-    texts: list[str] | None = None
-    documents: list[Document] | None = None
+    texts: list[str] | None = Field(default=None, fail_fast=True)
+    documents: list[Document] | None = Field(default=None, fail_fast=True)
 
     @model_validator(mode="after")
     def _either(self) -> "Ask":
@@ -90,18 +104,16 @@ class Answer(BaseModel):
     documents: list[Tagged]
 
 
-class Promotion(BaseModel):
+class Promotion(_Given):
     """The version an alias is to point to; the answer comes when all of the service uses it."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     version: int = Field(ge=1, le=LAST_NUMBER, examples=[4])
-    wait_seconds: float = Field(default=30.0, ge=0, le=300, strict=False)
+    wait_seconds: float = Field(default=30.0, gt=0, le=300, strict=False)
 
 
-class CanaryAsk(BaseModel):
+class CanaryAsk(_Given):
     """A candidate beside the version in use, and what it must hold to take its place."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     version: int = Field(ge=1, le=LAST_NUMBER, examples=[4])
     share: float = Field(gt=0, le=1, strict=False, examples=[0.1])
     shadow: bool = False
@@ -109,6 +121,18 @@ class CanaryAsk(BaseModel):
     max_error_rate: float = Field(default=0.01, ge=0, le=1, strict=False)
     max_latency_ratio: float = Field(default=1.5, gt=0, le=MOST_LATENCY_RATIO, strict=False)
     min_agreement: float = Field(default=0.8, ge=0, le=1, strict=False)
+
+    def rule(self) -> Rule:
+        """Raises Problem."""
+        try:
+            return Rule(
+                min_requests=self.min_requests,
+                max_error_rate=self.max_error_rate,
+                max_latency_ratio=self.max_latency_ratio,
+                min_agreement=self.min_agreement,
+            )
+        except SettingsError as exc:
+            raise Problem(422, str(exc)) from exc
 
 
 Tenant = Annotated[str, Path(description="the tenant, as in the key", examples=["acme"])]
@@ -155,6 +179,17 @@ def build_api(front: Front) -> FastAPI:
 
     Visiting = Annotated[Visit, Depends(visit)]  # noqa: N806 - a type
 
+    def counted(given: Any) -> Any:
+        """Before any of them is looked at."""
+        most = front.settings.max_texts
+        for name in ("texts", "documents"):
+            texts = given.get(name) if isinstance(given, dict) else None
+            if isinstance(texts, list) and len(texts) > most:
+                raise Problem(413, f"{len(texts):,} texts; send at most {most:,} at a time")
+        return given
+
+    Counted = Annotated[Ask, BeforeValidator(counted)]  # noqa: N806 - a type
+
     async def releasing(visiting: Visiting) -> None:
         if visiting.identity is None or visiting.identity.role != "release":
             raise Problem(403, "moving an alias takes a key of role release")
@@ -194,7 +229,7 @@ def build_api(front: Front) -> FastAPI:
     async def entities(
         tenant: Tenant,
         domain: Domain,
-        ask: Ask,
+        ask: Counted,
         visiting: Visiting,
         version: Version = None,
         alias: OtherAlias = None,
@@ -256,14 +291,8 @@ def build_api(front: Front) -> FastAPI:
         tenant: Tenant, domain: Domain, alias: Alias, asked: CanaryAsk
     ) -> dict[str, Any]:
         _check_names(tenant, domain, alias)
-        rule = Rule(
-            min_requests=asked.min_requests,
-            max_error_rate=asked.max_error_rate,
-            max_latency_ratio=asked.max_latency_ratio,
-            min_agreement=asked.min_agreement,
-        )
         return await front.start_canary(
-            tenant, domain, alias, asked.version, asked.share, asked.shadow, rule
+            tenant, domain, alias, asked.version, asked.share, asked.shadow, asked.rule()
         )
 
     @app.delete(
@@ -283,7 +312,7 @@ def build_api(front: Front) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, exc: RequestValidationError) -> Response:
         first = exc.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+        place = ".".join(str(part) for part in first["loc"][1:])[:SHOWN] or "the body"
         # What was sent is not repeated: it may be long, or no text at all.
         return Problem(422, f"{place}: {first['msg']}").response(request.state.visit.id)
 

@@ -56,6 +56,9 @@ def application(settings: ServeSettings, seat: Seat, hosts: int) -> Application:
         # longer than a lease, and no ingress could answer meanwhile.
         ray_actor_options={"num_cpus": 0, "resources": ON_THE_HEAD},
         health_check_period_s=0.5,  # nobody stands in for it: its end is to be noticed soon
+        # A redeployment ends it before its successor begins, whatever it is doing: while two of
+        # them grant leases, neither knows what the other's ingresses use.
+        graceful_shutdown_timeout_s=0,
         logging_config=quiet,
     )(Switchboard).bind(settings, engine)
     return serve.deployment(

@@ -43,6 +43,17 @@ class Overloaded(RaytagError):  # noqa: N818
         return f"too many texts are waiting here; ask again in {self.retry_after:.1f} s"
 
 
+class NoTime(Overloaded):
+    """A request whose own deadline is too near for what runs and waits; one with more time would
+    be taken, so nothing is wrong with the service."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.retry_after:.1f} s more than the time given would be needed now; give more, or "
+            "ask again"
+        )
+
+
 class Draining(Overloaded):
     """This replica is about to end; another may take the request at once."""
 
@@ -246,10 +257,10 @@ class Batcher(Generic[Piece, Answer]):
         """The answers for all pieces of a request, in their order.
 
         ``tokens`` are those of each piece, at least 1; ``deadline`` is a time of the clock, which
-        is the event loop's own unless another was given. Raises Overloaded or Draining at once,
-        with nothing queued (Overloaded later too, where others' requests need the place that the
-        tenant with the most waiting takes), DeadlineExceeded, or what ``run`` gave or raised for
-        a piece. Cancelling it takes out what waits.
+        is the event loop's own unless another was given. Raises Overloaded, NoTime or Draining at
+        once, with nothing queued (Overloaded later too, where others' requests need the place
+        that the tenant with the most waiting takes), DeadlineExceeded, or what ``run`` gave or
+        raised for a piece. Cancelling it takes out what waits.
         """
         if len(tokens) != len(pieces) or min(tokens, default=1) < 1:
             raise ValueError("each piece needs its number of tokens, at least 1")
@@ -303,10 +314,11 @@ class Batcher(Generic[Piece, Answer]):
         before = max(before, min(self._waiting_tokens + asked, int(room)))
         ends = self._running_for(now) + self._speed.queue(before, room)
         late = ends - self._speed.queue(asked, room) - self._queue_seconds
-        if deadline is not None:
-            late = max(late, ends - (deadline - now))
+        missing = 0.0 if deadline is None else ends - (deadline - now)
         if late > 0:
-            raise Overloaded(late)
+            raise Overloaded(max(late, missing))
+        if missing > 0:
+            raise NoTime(missing)
         self._make_place(line.tokens + asked, asked, [one.tokens for one in others])
 
     def _make_place(self, own: int, asked: int, others: Sequence[int]) -> None:

@@ -51,7 +51,7 @@ class Canary:
     """A candidate for an alias.
 
     Of the chosen ``share`` of requests both versions are asked. The candidate's answer goes out,
-    or the incumbent's where the candidate has none; of a ``shadow`` always the incumbent's.
+    or the incumbent's where the candidate has none soon; of a ``shadow`` always the incumbent's.
     """
 
     id: str

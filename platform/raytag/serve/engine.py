@@ -21,7 +21,7 @@ from raytag.model.mixed import MixedAdapter, MixedTagger
 from raytag.model.packed import PackedModel
 from raytag.model.tagger import Answer, Piece
 from raytag.registry.registry import Registry
-from raytag.serve.batching import Batcher, BatchStats, DeadlineExceeded, Overloaded
+from raytag.serve.batching import Batcher, BatchStats, DeadlineExceeded, NoTime, Overloaded
 from raytag.serve.front import Refusal, Spans
 from raytag.serve.ingress import log_lines
 from raytag.serve.metrics import EngineMetrics
@@ -63,7 +63,10 @@ class Engine:
         )
         self._model.packed.fingerprint  # noqa: B018 - hashes the base once, before anyone waits
         self._residents: Residents[str, MixedAdapter] = Residents(
-            self._read, lambda adapter: adapter.nbytes, settings.cache_megabytes << 20
+            self._read,
+            lambda adapter: adapter.nbytes,
+            settings.cache_megabytes << 20,
+            group=_tenant,
         )
         self._batcher: Batcher[Piece, Answer] = Batcher(
             self._model.run,
@@ -82,13 +85,13 @@ class Engine:
     ) -> list[Spans] | Refusal:
         """The entities of each text by a version, within so many seconds."""
         until = time.monotonic() + seconds
-        tenant = version.partition("/")[0]
         try:
-            async with self._residents.use(version) as resident:
-                return await self._asked(resident, texts, tenant, until)
+            async with self._residents.use(version, until) as resident:
+                return await self._asked(resident, texts, _tenant(version), until)
         except Overloaded as exc:
-            return Refusal(503, str(exc), exc.retry_after, overload=True)
-        except DeadlineExceeded as exc:
+            overload = not isinstance(exc, NoTime)
+            return Refusal(503, str(exc), exc.retry_after, overload=overload)
+        except (DeadlineExceeded, TimeoutError) as exc:
             return Refusal(504, str(exc))
         except DataError as exc:
             return Refusal(422, str(exc))
@@ -98,7 +101,7 @@ class Engine:
             is_missing = isinstance(exc, SettingsError)
             return Refusal(404 if is_missing else 503, str(exc), None if is_missing else 1.0)
         except ModelError as exc:
-            return Refusal(409, f"{version} cannot be used: {exc}", fault=True)
+            return Refusal(409, f"{version} cannot be used: {exc}")
 
     async def load(self, version: str) -> str | None:
         """Have a version ready; why it cannot be used, where it cannot.
@@ -155,3 +158,7 @@ class Engine:
         self._metrics.batch(batch.rows, batch.tokens, batch.padded - batch.tokens, batch.seconds)
         for seconds in batch.waits:
             self._metrics.waited(seconds)
+
+
+def _tenant(version: str) -> str:
+    return version.partition("/")[0]

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from raytag.errors import RaytagError
@@ -27,25 +27,31 @@ KEEP = 600.0
 """Seconds an alias is kept at hand after it was last asked for."""
 AT_REST = 0.5
 """Seconds between two renewals where nothing is urgent."""
-SHADOWS = 64
-"""Most candidates asked at a time for comparison only; more are left out, not queued."""
+TRIALS = 64
+"""Most requests at a time that a candidate is asked too; of more only the version in use is."""
+PATIENCE = 1.0
+"""Most seconds that an answer waits for a candidate after the version in use has answered."""
+MOMENTARY = (422, 503)
+"""Statuses of refusals that are for the request or the moment, and say nothing of a version."""
 logger = logging.getLogger("raytag.serve")
 
 Spans = list[tuple[int, int, str, float]]
 """A text's entities as (start, end, label, score)."""
 
 
+class Away(RaytagError):  # noqa: N818 - a state, not a fault
+    """A part of the service does not answer at the moment; what was asked may be done or not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What an engine says where it has no entities. ``fault`` tells the version's own failures
-    from those of the request or the moment."""
+    """What an engine says where it has no entities."""
 
     status: int
     detail: str
     retry_after: float | None = None
     overload: bool = False
     """Whether too much was waiting for the model."""
-    fault: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,8 @@ class Engines(Protocol):
 
 
 class Switchboard(Protocol):
-    """Who says what aliases point to. Methods raise RaytagError for what a caller can mend."""
+    """Who says what aliases point to. Methods raise RaytagError for what a caller can mend, Away
+    where it does not answer in time."""
 
     async def renew(self, ingress: str, renewal: Renewal) -> Grant: ...
     async def leave(self, ingress: str) -> None: ...
@@ -98,7 +105,7 @@ class Front:
         self._due = asyncio.Event()
         self._renewed = asyncio.Condition()
         self._under_way = 0
-        self._shadows: set[asyncio.Task[None]] = set()
+        self._trials: set[asyncio.Task[None]] = set()
 
     async def extract(
         self,
@@ -114,7 +121,9 @@ class Front:
         visit.said |= {"domain": domain, "texts": len(texts), "characters": characters}
         if self.settings.log_texts:
             visit.said["content"] = texts
-        self._check_size(len(texts), characters)
+        most = self.settings.max_characters
+        if characters > most:
+            raise Problem(413, f"{characters:,} characters; send at most {most:,} at a time")
         ref = Ref(tenant, domain, version)
         until = time.monotonic() + min(timeout or self.settings.timeout, self.settings.timeout)
         with self._admitted(tenant, characters):
@@ -160,14 +169,14 @@ class Front:
         rule: Rule,
     ) -> dict[str, Any]:
         """Try a version beside what an alias points to."""
-        canary = Canary(
-            id=f"{self.id}-{time.monotonic_ns()}",
-            version=version,
-            share=share,
-            shadow=shadow,
-            rule=rule,
-        )
         with self._admitted(tenant, 0), _told():
+            canary = Canary(
+                id=f"{self.id}-{time.monotonic_ns()}",
+                version=version,
+                share=share,
+                shadow=shadow,
+                rule=rule,
+            )
             return await self.switchboard.start_canary(Ref(tenant, domain, alias), canary)
 
     async def stop_canary(self, tenant: str, domain: str, alias: str) -> dict[str, Any]:
@@ -204,18 +213,19 @@ class Front:
 
     async def leave(self) -> None:
         """Say that this ingress answers nothing any more."""
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, Away):
             await asyncio.wait_for(self.switchboard.leave(self.id), 1.0)
 
     async def _renew(self) -> None:
         # A call that hangs must leave time for others before the lease ends.
-        renewal = self.leases.renewal(time.monotonic())
+        now = time.monotonic()
+        renewal = replace(self.leases.renewal(now), demands=self.limiter.demands(now))
         grant = await asyncio.wait_for(
             self.switchboard.renew(self.id, renewal), self.settings.lease / 3
         )
         now = time.monotonic()
         self.leases.granted(grant, now)
-        self.limiter.set_share(1 / max(1, grant.ingresses), now)
+        self.limiter.set_share(1 / max(1, grant.ingresses), grant.shares, now)
 
     async def _by_alias(self, visit: Visit, alias: Ref, texts: list[str], until: float) -> Answered:
         """By what it points to when the answer goes out; asked again where it moved meanwhile."""
@@ -253,23 +263,28 @@ class Front:
     async def _tried(
         self, route: Route, canary: Canary, texts: list[str], until: float
     ) -> tuple[list[Spans], int]:
-        """Both versions' doing; the canary's answer, where it has one and is no shadow."""
+        """The canary's answer where it has one soon enough and is no shadow, else the
+        incumbent's: whatever the canary does costs a request PATIENCE at most."""
         incumbent = asyncio.create_task(self._timed(route, route.version, texts, until))
-        candidate = asyncio.create_task(self._timed(route, canary.version, texts, until))
-        if canary.shadow:
-            if len(self._shadows) < SHADOWS:
-                task = asyncio.create_task(self._compare(canary, candidate, incumbent))
-                self._shadows.add(task)
-                task.add_done_callback(self._shadows.discard)
-            else:
-                candidate.cancel()
-        else:
-            await self._compare(canary, candidate, incumbent)
-            answer, _ = candidate.result()
-            if not isinstance(answer, Refusal):
-                return answer, canary.version
-        answer, _ = await incumbent
-        return _entities(answer), route.version
+        if len(self._trials) >= TRIALS:
+            return _entities((await incumbent)[0]), route.version
+        # Its time is not the request's: what somebody gave little time for is not its fault.
+        whole = time.monotonic() + self.settings.timeout
+        candidate = asyncio.create_task(self._candidate(route, canary.version, texts, whole))
+        trial = asyncio.create_task(self._compare(canary, candidate, incumbent))
+        self._trials.add(trial)
+        trial.add_done_callback(self._trials.discard)
+        theirs, _ = await incumbent
+        if not canary.shadow:
+            left = until - time.monotonic()
+            if not isinstance(theirs, Refusal):
+                left = min(PATIENCE, left / 2)
+            await asyncio.wait([candidate], timeout=max(0.0, left))
+            if candidate.done() and not candidate.cancelled():
+                ours, _ = candidate.result()
+                if not isinstance(ours, Refusal):
+                    return ours, canary.version
+        return _entities(theirs), route.version
 
     async def _compare(
         self,
@@ -277,9 +292,13 @@ class Front:
         candidate: "asyncio.Task[tuple[list[Spans] | Refusal, float]]",
         incumbent: "asyncio.Task[tuple[list[Spans] | Refusal, float]]",
     ) -> None:
-        """Add a request to what was seen, unless it says nothing about the candidate."""
-        (ours, our_seconds), (theirs, their_seconds) = await asyncio.gather(candidate, incumbent)
-        if any(isinstance(found, Refusal) and not found.fault for found in (ours, theirs)):
+        """Add a request to what was seen, unless it says nothing about the candidate. One that
+        is not done in all the time there is has failed."""
+        tried, used = await asyncio.gather(candidate, incumbent, return_exceptions=True)
+        if isinstance(tried, BaseException) or isinstance(used, BaseException):
+            return
+        (ours, our_seconds), (theirs, their_seconds) = tried, used
+        if any(isinstance(a, Refusal) and a.status in MOMENTARY for a in (ours, theirs)):
             return
         self.leases.saw(
             canary.id,
@@ -290,6 +309,16 @@ class Front:
                 incumbent_seconds=their_seconds,
             ),
         )
+
+    async def _candidate(
+        self, route: Route, version: int, texts: list[str], until: float
+    ) -> tuple[list[Spans] | Refusal, float]:
+        """As :meth:`_timed`; what it raises is an error of the candidate, not of the request."""
+        try:
+            return await self._timed(route, version, texts, until)
+        except Exception as exc:
+            logger.warning("canary of %s, version %d, failed", route.alias, version, exc_info=exc)
+            return Refusal(500, "it failed"), 0.0
 
     async def _timed(
         self, route: Route, version: int, texts: list[str], until: float
@@ -315,15 +344,6 @@ class Front:
         except TimeoutError:
             return Refusal(504, "not done within the time given; give more, or send less at a time")
 
-    def _check_size(self, texts: int, characters: int) -> None:
-        most = self.settings
-        if texts > most.max_texts:
-            raise Problem(413, f"{texts:,} texts; send at most {most.max_texts:,} at a time")
-        if characters > most.max_characters:
-            raise Problem(
-                413, f"{characters:,} characters; send at most {most.max_characters:,} at a time"
-            )
-
     @contextlib.contextmanager
     def _admitted(self, tenant: str, characters: int) -> Iterator[None]:
         if self._under_way >= self.settings.max_requests:
@@ -346,6 +366,8 @@ def _told() -> Iterator[None]:
     """What the switchboard refuses, as a problem."""
     try:
         yield
+    except Away as exc:
+        raise Problem(503, str(exc), retry_after=2.0) from exc
     except RaytagError as exc:
         raise Problem(409, str(exc)) from exc
 

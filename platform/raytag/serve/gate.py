@@ -4,12 +4,13 @@ Closed by default: what is not listed as open needs a key, whatever routes there
 as ASGI has it; nothing of entities.
 """
 
+import contextlib
 import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raytag.serve.keys import Identity, KeysUnread, Unauthorized
+from raytag.serve.limits import CONCURRENT_RETRY
 from raytag.serve.metrics import IngressMetrics
 from raytag.serve.problems import Problem
 
@@ -29,6 +31,8 @@ OPEN = frozenset(
     }
 )
 """Paths that need no key."""
+BODIES = 4
+"""Bodies of the largest size that a tenant may have under way at one ingress."""
 FOR_OPERATORS = frozenset({"/metrics"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 logger = logging.getLogger("raytag.serve.requests")
@@ -45,9 +49,19 @@ class Visit:
     """What the routes have to say for its log line."""
 
 
+@dataclass(slots=True)
+class _UnderWay:
+    """What a tenant has here, from a request's headers until its answer is out."""
+
+    requests: int = 0
+    bytes: int = 0
+    """Of bodies, as far as they have come."""
+
+
 class Gate:
     """ASGI middleware around the API. ``check`` gives the identity behind an Authorization header
-    or raises Unauthorized; ``most_bytes`` bounds a body."""
+    or raises Unauthorized; ``most_bytes`` bounds a body, ``most_requests`` those that a tenant has
+    under way, which are counted before a body is read."""
 
     def __init__(
         self,
@@ -55,11 +69,14 @@ class Gate:
         check: Callable[[str | None], Identity],
         metrics: IngressMetrics,
         most_bytes: int,
+        most_requests: int,
     ) -> None:
         self._app = app
         self._check = check
         self._metrics = metrics
         self._most_bytes = most_bytes
+        self._most_requests = most_requests
+        self._under_way: dict[str, _UnderWay] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,8 +101,12 @@ class Gate:
 
         try:
             visit.identity = self._admit(path, headers)
-            limited = _Limited(receive, headers, self._most_bytes)
-            await self._app(scope, limited, answer)
+            with self._counted(visit.identity) as under_way:
+                limited = _Limited(receive, headers, self._most_bytes, under_way)
+                try:
+                    await self._app(scope, limited, answer)
+                finally:
+                    under_way.bytes -= limited.taken
         except Problem as problem:
             if status:
                 raise
@@ -123,6 +144,28 @@ class Gate:
             )
         return identity
 
+    @contextlib.contextmanager
+    def _counted(self, identity: Identity | None) -> Iterator[_UnderWay]:
+        """With a request more. Raises Problem where the tenant has too many."""
+        if identity is None:
+            yield _UnderWay()
+            return
+        found = self._under_way.setdefault(identity.tenant, _UnderWay())
+        if found.requests >= self._most_requests:
+            raise Problem(
+                429,
+                f"{identity.tenant} has {found.requests} requests under way here, the most that "
+                "there may be; wait for an answer, then ask again",
+                CONCURRENT_RETRY,
+            )
+        found.requests += 1
+        try:
+            yield found
+        finally:
+            found.requests -= 1
+            if not found.requests:
+                del self._under_way[identity.tenant]
+
     def _note(self, method: str, path: str, visit: Visit, status: int) -> None:
         tenant = visit.identity.tenant if visit.identity else ""
         seconds = time.monotonic() - visit.began
@@ -144,18 +187,30 @@ class Gate:
 
 
 class _Limited:
-    """Receives a body up to a size. Raises Problem past it."""
+    """Receives a body up to a size, as long as the tenant has not too many of them under way.
+    Raises Problem past it."""
 
-    def __init__(self, receive: Receive, headers: Headers, most: int) -> None:
+    def __init__(self, receive: Receive, headers: Headers, most: int, under_way: _UnderWay) -> None:
         self._receive = receive
-        self._left = most
+        self._under_way = under_way
+        self.taken = 0
+        """Bytes so far."""
         stated = headers.get("content-length", "0")
         self._too_much = stated.isdecimal() and int(stated[:20]) > most
         self._most = most
 
     async def __call__(self) -> Message:
         message = await self._receive()
-        self._left -= len(message.get("body", b""))
-        if self._too_much or self._left < 0:
+        size = len(message.get("body", b""))
+        self.taken += size
+        self._under_way.bytes += size
+        if self._too_much or self.taken > self._most:
             raise Problem(413, f"the body is larger than {self._most:,} bytes; send less at a time")
+        if self._under_way.bytes > BODIES * self._most:
+            raise Problem(
+                429,
+                f"the bodies of requests under way here are larger than {BODIES * self._most:,} "
+                "bytes together; wait for an answer, then ask again",
+                CONCURRENT_RETRY,
+            )
         return message

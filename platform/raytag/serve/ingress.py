@@ -12,18 +12,19 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from math import ceil
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 
 from raytag.errors import StorageError
 from raytag.registry.names import Ref
 from raytag.serve.api import build_api
 from raytag.serve.canary import Canary
-from raytag.serve.front import Front, Refusal, Spans
+from raytag.serve.front import Away, Front, Refusal, Spans
 from raytag.serve.gate import Gate
 from raytag.serve.http import HttpServer
 from raytag.serve.keys import KeyRing
@@ -37,12 +38,25 @@ BODY_PER_CHARACTER = 12
 """Bytes that a character can take in a body: JSON may write it as two escapes."""
 BODY_BESIDES = 1 << 20
 """Bytes of a body that are no text: ids, brackets."""
+ONE_TENANT = 0.5
+"""Of the requests that an ingress works on: what one tenant may have of them, so that there is
+room for others whatever it does."""
 HOLD = 0.5
 """Of the time that requests may wait for a model: what a tenant is turned away for afterwards."""
 TAKEN = 1.0
 """Seconds in which a model says that it takes a request; else its host is silent, or busy beyond
 use."""
-GONE = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, TimeoutError)
+SETTLES = 10.0
+"""Seconds that the trial of a candidate waits for moves of its alias that are under way."""
+SCRAPE = 5.0
+"""Seconds that the figures of a deployment are waited for."""
+GONE = (
+    RayActorError,
+    ObjectLostError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+)
+"""What Ray raises where a replica dies with a request or its answer, or there is none."""
 logger = logging.getLogger("raytag.serve")
 
 
@@ -64,7 +78,7 @@ class Ingress:
             id=uuid.uuid4().hex,
             settings=settings,
             engines=Models(partial(ask, engines.extract, TAKEN), settings.queue_seconds * HOLD),
-            switchboard=_Switchboard(switchboard),
+            switchboard=SwitchboardCalls(switchboard, settings.timeout),
             metrics=self._metrics,
             snapshots=self._snapshots,
         )
@@ -73,6 +87,7 @@ class Ingress:
             lambda header: self._keys.check(header, time.time()),
             self._metrics,
             settings.max_characters * BODY_PER_CHARACTER + BODY_BESIDES,
+            ceil(settings.max_requests * ONE_TENANT),
         )
         self._http = HttpServer(gate, settings.host, settings.port, drain=settings.timeout)
         self._serving = asyncio.get_running_loop().create_task(self._serve())
@@ -119,7 +134,7 @@ class Ingress:
         context = serve.get_replica_context()
         own = serve.get_deployment_handle(context.deployment, context.app_name)
         asked = [h.broadcast("snapshot") for h in (own, self._engines, self._switchboard)]
-        found = await asyncio.gather(*(one.results_async() for one in asked))
+        found = await asyncio.gather(*map(living, asked))
         return {name: snapshot for several in found for name, snapshot in several}
 
 
@@ -178,48 +193,76 @@ class Models:
                 return await self._extract(version, texts, left)
             except RayTaskError:
                 raise
-            except GONE as exc:
+            except (*GONE, TimeoutError) as exc:
                 logger.warning("an engine is gone: %s", str(exc).splitlines()[:1])
                 await asyncio.sleep(min(0.05, max(0.0, left)))
 
 
-class _Switchboard:
-    """The switchboard, through Serve; its own errors as they were raised."""
+class SwitchboardCalls:
+    """The switchboard, through Serve; its own errors as they were raised.
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+    Where it does not answer within ``timeout`` seconds, those that it was told to wait not
+    counted, or dies meanwhile, that is Away: a call that waited on would hold a place for ever.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any], timeout: float) -> None:
         self._handle = handle
+        self._timeout = timeout
 
     async def renew(self, ingress: str, renewal: Renewal) -> Grant:
-        grant: Grant = await ask(self._handle.renew, None, ingress, renewal)
+        grant: Grant = await self._call("renew", ingress, renewal)
         return grant
 
     async def leave(self, ingress: str) -> None:
-        await ask(self._handle.leave, None, ingress)
+        await self._call("leave", ingress)
 
     async def models(self, tenant: str) -> dict[str, Any]:
-        return await self._call("models", tenant)
+        return await self._answer("models", tenant)
 
     async def status(self, alias: Ref) -> dict[str, Any]:
-        return await self._call("status", alias)
+        return await self._answer("status", alias)
 
     async def promote(self, alias: Ref, version: int, wait: float) -> dict[str, Any]:
-        return await self._call("promote", alias, version, wait)
+        return await self._answer("promote", alias, version, wait, wait=wait)
 
     async def rollback(self, alias: Ref, wait: float) -> dict[str, Any]:
-        return await self._call("rollback", alias, wait)
+        return await self._answer("rollback", alias, wait, wait=wait)
 
     async def start_canary(self, alias: Ref, canary: Canary) -> dict[str, Any]:
-        return await self._call("start_canary", alias, canary)
+        return await self._answer("start_canary", alias, canary, SETTLES, wait=SETTLES)
 
     async def stop_canary(self, alias: Ref) -> dict[str, Any]:
-        return await self._call("stop_canary", alias)
+        return await self._answer("stop_canary", alias)
 
-    async def _call(self, method: str, *arguments: Any) -> dict[str, Any]:
-        answer: dict[str, Any] | Exception
-        answer = await ask(getattr(self._handle, method), None, *arguments)
+    async def _answer(self, method: str, *arguments: Any, wait: float = 0.0) -> dict[str, Any]:
+        answer: dict[str, Any] | Exception = await self._call(method, *arguments, wait=wait)
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    async def _call(self, method: str, *arguments: Any, wait: float = 0.0) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout + wait):
+                return await ask(getattr(self._handle, method), None, *arguments)
+        except RayTaskError:
+            raise
+        except (*GONE, TimeoutError) as exc:
+            raise Away(
+                "the switchboard did not answer, and may have done what was asked or not; look "
+                "where the alias stands, then try again"
+            ) from exc
+
+
+async def living(asked: DeploymentBroadcastResponse) -> list[Any]:
+    """What the replicas say that answer, within SCRAPE seconds in all."""
+    try:
+        found = await asked.results_async(timeout_s=SCRAPE, return_exceptions=True)
+    except (*GONE, TimeoutError) as exc:
+        found = [exc]
+    for one in found:
+        if isinstance(one, BaseException):
+            logger.warning("figures are left out: %s", (str(one) or repr(one)).splitlines()[0])
+    return [one for one in found if not isinstance(one, BaseException)]
 
 
 def log_lines() -> None:

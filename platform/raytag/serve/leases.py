@@ -11,7 +11,7 @@ not for several threads.
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raytag.errors import RaytagError, SettingsError
 from raytag.registry.names import Ref
@@ -19,6 +19,11 @@ from raytag.serve.canary import Canary, Observed
 
 BRIEFLY = 5.0
 """Seconds for which an alias is wanted that stands for no version."""
+
+
+NOWHERE = 8
+"""Aliases of one tenant that are followed although they stand for no version, or it is not known
+yet: anybody can make up any number of them."""
 
 
 class LeaseEnded(RaytagError):  # noqa: N818 - a state, not a fault
@@ -60,6 +65,8 @@ class Renewal:
     """The aliases it wants to hear of."""
     seen: Mapping[str, Observed]
     """All it saw of each canary so far, by id: the latest replaces the ones before."""
+    demands: Mapping[str, float] = field(default_factory=dict)
+    """What tenants ask of it, as parts of their limits (``limits.py``)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +81,8 @@ class Grant:
     """Seconds from when the renewal was sent."""
     ingresses: int
     """How many are live."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """The part of their limits that it may give to tenants; to others an equal one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,10 +136,12 @@ class Leases:
 
         Raises LeaseEnded, and PointsNowhere with its reason.
         """
-        self._asked[alias] = now
+        self._asked.pop(alias, None)
+        self._asked[alias] = now  # the last one, as it is the newest
         held = self._held.get(alias)
         if held is None or held.ends <= now < self._ends:
             self._missing.add(alias)
+            self._forget_some(alias.tenant)
             return None
         if held.ends <= now:
             raise LeaseEnded(
@@ -226,6 +237,17 @@ class Leases:
         running = {held.entry.canary.id for held in self._held.values() if held.entry.canary}
         self._seen = {id_: seen for id_, seen in self._seen.items() if id_ in running}
 
+    def _forget_some(self, tenant: str) -> None:
+        """Want no more of a tenant's aliases that stand for nothing than there may be."""
+        nowhere = [a for a in self._asked if a.tenant == tenant and not self._stands(a)]
+        for alias in nowhere[:-NOWHERE]:
+            del self._asked[alias]
+            self._missing.discard(alias)
+
+    def _stands(self, alias: Ref) -> bool:
+        held = self._held.get(alias)
+        return held is not None and held.entry.version is not None
+
     def _draining(self, held: _Held | None, entry: Entry, now: float) -> dict[int, float]:
         """What may still answer, now that ``entry`` counts.
 
@@ -251,5 +273,4 @@ class Leases:
 
     def _wanted(self, alias: Ref) -> float:
         """Names that stand for nothing, which anybody can make up, are not wanted for long."""
-        held = self._held.get(alias)
-        return self._keep if held and held.entry.version is not None else min(self._keep, BRIEFLY)
+        return self._keep if self._stands(alias) else min(self._keep, BRIEFLY)

@@ -3,15 +3,16 @@
 Token buckets: one holds what ``burst_seconds`` of its rate bring and starts full. A request passes
 where the bucket holds what it costs, or is full where it costs more; the bucket then owes the
 rest. So what is admitted in a window of W seconds is at most rate x W + one burst (and never less
-than a request), one burst more where the share of this ingress changed in it, and what is refused
-costs nothing. Pure: time is passed in, in seconds of any clock that goes forward. Not for several
-threads at once.
+than a request), one burst more where shares of the ingresses changed in it, and what is refused
+costs nothing. A connection stays at one ingress, so a limit is shared among them by what a tenant
+asks of each (:class:`Shares`). Pure: time is passed in, in seconds of any clock that goes forward.
+Not for several threads at once.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil, exp, inf
 from types import TracebackType
 
 from raytag.errors import RaytagError, SettingsError
@@ -19,6 +20,11 @@ from raytag.errors import RaytagError, SettingsError
 CONCURRENT_RETRY = 1.0
 """Seconds after which to try again when too many requests are under way: nobody knows when one
 of them ends."""
+LATELY = 1.0
+"""Seconds over which it counts what a tenant asks of an ingress."""
+SPARE = 0.1
+"""Of an equal share: what an ingress keeps that a tenant asks for nothing, for its next
+connection."""
 _SLACK = 1e-6
 """Seconds too early that a request may come: clocks and sums are not exact. It is owed."""
 
@@ -97,8 +103,9 @@ class Lease:
 class Limiter:
     """Admits requests of all tenants at one ingress, each tenant by itself.
 
-    ``share`` is the part of every limit that this ingress may give, 1 / number of ingresses. The
-    largest single request is the same for any share: it only waits longer for the next.
+    ``share`` is the part of every limit that this ingress may give, 1 / number of ingresses where
+    nothing else is said of a tenant. The largest single request is the same for any share: it only
+    waits longer for the next.
     """
 
     def __init__(
@@ -107,6 +114,7 @@ class Limiter:
         self._default = default
         self._per_tenant = dict(per_tenant)
         self._share = _checked(share)
+        self._shares: Mapping[str, float] = {}
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
 
     def __len__(self) -> int:
@@ -124,10 +132,11 @@ class Limiter:
                 "characters_per_second",
                 None,
             )
-        state = self._tenants.get(tenant)
+        state, share = self._tenants.get(tenant), self._shares.get(tenant, self._share)
         if state is None:
-            state = self._tenants[tenant] = _Tenant(limits, self._share, now)
-        wait, limit = state.wait(characters, self._share, now)
+            state = self._tenants[tenant] = _Tenant(limits, share, now)
+        state.asked(characters, now)
+        wait, limit = state.wait(characters, share, now)
         if wait:
             raise OverLimit(
                 f"{tenant} is over its limit of {getattr(limits, limit):g} {_WORDS[limit]}; try "
@@ -138,22 +147,71 @@ class Limiter:
         state.take(characters)
         return Lease(state)
 
-    def set_share(self, share: float, now: float) -> None:
-        """From now on; what tenants have used is not forgotten."""
-        share = _checked(share)
-        for state in self._tenants.values():
-            state.set_share(share, now)
-        self._share = share
+    def demands(self, now: float) -> dict[str, float]:
+        """What each tenant asks for here, as a part of its limits, 1 at most; without those that
+        ask for no more than an ingress keeps anyway."""
+        found = {tenant: state.demand(now) for tenant, state in self._tenants.items()}
+        return {tenant: part for tenant, part in found.items() if part > SPARE * self._share}
+
+    def set_share(self, share: float, shares: Mapping[str, float], now: float) -> None:
+        """From now on, with ``shares`` for single tenants; what tenants have used is not
+        forgotten."""
+        self._share, self._shares = _checked(share), {t: _checked(s) for t, s in shares.items()}
+        for tenant, state in self._tenants.items():
+            state.set_share(self._shares.get(tenant, share), now)
 
     def _forget_some(self, now: float) -> None:
         """Looks at two tenants in turn, and so at all as often as tenants are added.
 
-        One with full buckets and nothing under way is as one never seen.
+        One with full buckets and nothing under way is as one never seen, but for a share of its
+        own: buckets that are full of a small one are not of an equal one, later.
         """
         for _ in range(min(2, len(self._tenants))):
             tenant, state = self._tenants.popitem(last=False)
-            if not state.is_idle(now):
+            if tenant in self._shares or not state.is_idle(now):
                 self._tenants[tenant] = state
+
+
+class Shares:
+    """How the ingresses share the limits of each tenant: who asks for less than an equal part gets
+    what it asks for, the others the rest in equal parts.
+
+    What one gives up is given to another once the first was told, so that all of them together
+    hold one whole; and where an ingress joins or an answer is lost, more until the next renewals.
+    """
+
+    def __init__(self) -> None:
+        self._demands: dict[str, Mapping[str, float]] = {}
+        self._given: dict[str, dict[str, float]] = {}
+
+    def give(
+        self, ingress: str, demands: Mapping[str, float], ingresses: Collection[str]
+    ) -> dict[str, float]:
+        """The shares of an ingress that reports what is asked of it; of a tenant that is not
+        named an equal one. ``ingresses`` are all that are live."""
+        self._demands = {i: d for i, d in self._demands.items() if i in ingresses}
+        self._given = {i: g for i, g in self._given.items() if i in ingresses}
+        self._demands[ingress] = demands
+        equal, shares = 1 / len(ingresses), {}
+        for tenant in set[str]().union(*self._demands.values(), *self._given.values()):
+            asked = {i: self._demands.get(i, {}).get(tenant, 0.0) for i in ingresses}
+            others = sum(
+                self._given.get(i, {}).get(tenant, equal) for i in ingresses if i != ingress
+            )
+            share = max(SPARE * equal, min(_fair(asked, SPARE * equal)[ingress], 1 - others))
+            if any(asked.values()) or share < equal - _SLACK:
+                shares[tenant] = share
+        self._given[ingress] = shares
+        return shares
+
+
+def _fair(asked: Mapping[str, float], least: float) -> dict[str, float]:
+    """Parts of 1; what nobody asks for goes to all alike."""
+    left, parts = 1.0, {}
+    for rank, one in enumerate(sorted(asked, key=lambda one: asked[one])):
+        parts[one] = min(max(asked[one], least), left / (len(asked) - rank))
+        left -= parts[one]
+    return {one: part + left / len(asked) for one, part in parts.items()}
 
 
 _WORDS = {
@@ -206,7 +264,7 @@ class _Bucket:
 class _Tenant:
     """What one tenant has asked for of late."""
 
-    __slots__ = ("_characters", "_limits", "_requests", "under_way")
+    __slots__ = ("_asked", "_asked_at", "_characters", "_limits", "_requests", "under_way")
 
     def __init__(self, limits: Limits, share: float, now: float) -> None:
         def bucket(rate: float | None) -> _Bucket | None:
@@ -216,6 +274,23 @@ class _Tenant:
         self._requests = bucket(limits.requests_per_second)
         self._characters = bucket(limits.characters_per_second)
         self.under_way = 0
+        self._asked, self._asked_at = 0.0, now
+
+    def asked(self, characters: int, now: float) -> None:
+        """Note a request, whether or not it passes."""
+        limits = self._limits
+        seconds = max(
+            1 / (limits.requests_per_second or inf),
+            characters / (limits.characters_per_second or inf),
+        )
+        most = limits.concurrent_requests or inf
+        level = self.demand(now) + seconds / LATELY
+        self._asked, self._asked_at = min(1.0, max(level, (self.under_way + 1) / most)), now
+
+    def demand(self, now: float) -> float:
+        """What was asked for of late, as a part of the limits; 1 at most."""
+        lately = self._asked * exp(min(0.0, self._asked_at - now) / LATELY)
+        return max(lately, self.under_way / (self._limits.concurrent_requests or inf))
 
     @property
     def _buckets(self) -> list[_Bucket]:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from raytag.errors import ModelError
 
@@ -47,6 +48,7 @@ class _Entry(Generic[Value]):
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
+        self.begun = False
         self.pins = 0
         self.value: Value | None = None
         self.size = 0
@@ -57,10 +59,12 @@ class Residents(Generic[Key, Value]):
     """Values by key, loaded when first asked for, at most ``capacity_bytes`` of them.
 
     ``load`` is called in a thread, once per key at a time, for ``loads_at_once`` keys at a time;
-    ``size`` says how many bytes a value holds. A size is known only after the load, so up to
-    ``loads_at_once`` values stand beside the bound while they wait for room. A key whose load
-    failed is not tried again for ``retry_seconds``. Who uses one value and asks for another waits
-    for ever where both together are larger than the capacity.
+    ``size`` says how many bytes a value holds. Keys of one ``group`` are loaded one after the
+    other, and groups take turns, so that one that asks for many keys holds up no other. What
+    nobody waits for any more when its turn comes is not loaded. A size is known only after the
+    load, so up to ``loads_at_once`` values stand beside the bound while they wait for room. A key
+    whose load failed is not tried again for ``retry_seconds``. Who uses one value and asks for
+    another waits for ever where both together are larger than the capacity.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Residents(Generic[Key, Value]):
         size: Callable[[Value], int],
         capacity_bytes: int,
         *,
+        group: Callable[[Key], Hashable],
         loads_at_once: int = 2,
         retry_seconds: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
@@ -78,6 +83,8 @@ class Residents(Generic[Key, Value]):
         self._capacity = capacity_bytes
         self._retry_seconds = retry_seconds
         self._clock = clock
+        self._group = group
+        self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         self._slots = asyncio.Semaphore(loads_at_once)
         self._entries: OrderedDict[Key, _Entry[Value]] = OrderedDict()
         self._failures: dict[Key, _Failure] = {}
@@ -104,19 +111,20 @@ class Residents(Generic[Key, Value]):
             return value
 
     @asynccontextmanager
-    async def use(self, key: Key) -> AsyncIterator[Value]:
-        """As :meth:`get`, but the value stays until the block ends."""
+    async def use(self, key: Key, until: float | None = None) -> AsyncIterator[Value]:
+        """As :meth:`get`, but the value stays until the block ends. Raises TimeoutError where it
+        is not loaded at ``until``, a time of the clock."""
         entry = self._entries.get(key)
         if entry is not None and entry.task is None:
             self._hits += 1
         else:
             self._misses += 1
-        async with self._pinned(key) as value:
+        async with self._pinned(key, until) as value:
             yield value
 
     async def preload(self, key: Key) -> None:
         """As :meth:`get`, for one who foresees a use: neither a hit nor a miss."""
-        async with self._pinned(key):
+        async with self._pinned(key, None):
             pass
 
     def drop(self, key: Key) -> None:
@@ -128,12 +136,15 @@ class Residents(Generic[Key, Value]):
             self._free(entry)
 
     @asynccontextmanager
-    async def _pinned(self, key: Key) -> AsyncIterator[Value]:
+    async def _pinned(self, key: Key, until: float | None) -> AsyncIterator[Value]:
         entry = self._entry(key)
         entry.pins += 1
         try:
             if entry.task is not None:
-                await asyncio.wait([entry.task])
+                left = None if until is None else max(0.0, until - self._clock())
+                done, _ = await asyncio.wait([entry.task], timeout=left)
+                if not done:
+                    raise TimeoutError(f"{key} was not loaded within the time given")
             if entry.failure is not None:
                 raise entry.failure.error.with_traceback(entry.failure.traceback)
             yield entry.value  # type: ignore[misc]  # a load that did not fail gave one
@@ -156,8 +167,11 @@ class Residents(Generic[Key, Value]):
 
     async def _fill(self, key: Key, entry: _Entry[Value]) -> None:
         """Load a value and keep it once there is room."""
+        turn = self._turns.setdefault(self._group(key), asyncio.Lock())
         try:
-            async with self._slots:
+            # Slots go to who came first: of each group, only the one whose turn it is stands there.
+            async with turn, self._slots:
+                entry.begun = True
                 value = await asyncio.to_thread(self._load, key)
                 size = self._size(value)
                 if size > self._capacity:
@@ -199,8 +213,13 @@ class Residents(Generic[Key, Value]):
             self._bytes += size
 
     def _released(self, key: Key, entry: _Entry[Value]) -> None:
-        """One user less: the value was used just now, and may go if it was the last."""
-        if self._entries.get(key) is entry:
+        """One user less: the value was used just now, and may go if it was the last. A load that
+        has not begun goes too: were it kept, what waits would grow without bound."""
+        if not entry.pins and entry.task is not None and not entry.begun:
+            entry.task.cancel()
+            if self._entries.get(key) is entry:
+                del self._entries[key]
+        elif self._entries.get(key) is entry:
             self._entries.move_to_end(key)
             self._freed.set()
         elif not entry.pins and entry.task is None:

@@ -62,7 +62,8 @@ class ServeSettings:
     max_characters: int = 1_000_000
     """Most characters in one request."""
     max_requests: int = 512
-    """Most requests that one ingress works on at a time; more are turned away."""
+    """Most requests that one ingress works on at a time, half of them of one tenant; more are
+    turned away."""
     lease: float = 10.0
     """Seconds an ingress may go on using what an alias pointed to without hearing of a move."""
     limits: Limits = field(default_factory=Limits)

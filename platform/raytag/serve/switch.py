@@ -17,7 +17,8 @@ from typing import Literal
 from raytag.errors import SettingsError
 from raytag.registry.names import Ref
 from raytag.serve.canary import Canary, Decision, Observed, decide
-from raytag.serve.leases import Entry, Grant, Renewal
+from raytag.serve.leases import NOWHERE, Entry, Grant, Renewal
+from raytag.serve.limits import Shares
 
 DRIFT = 1.001
 """The switch counts a lease this much longer: two clocks may differ in rate, though not by more."""
@@ -55,6 +56,8 @@ class Status:
 @dataclass(slots=True)
 class _Trial:
     canary: Canary
+    beside: int
+    """The version in use that it is compared with."""
     loaded: bool = False
     ended: Decision | None = None
     seen: dict[str, tuple[int, Observed]] = field(default_factory=dict)
@@ -117,9 +120,13 @@ class Switch:
         self._moves = 0
         self._aliases: dict[Ref, _Alias] = {}
         self._ingresses: dict[str, _Ingress] = {}
+        self._shares = Shares()
 
     def wants(self, alias: Ref, now: float) -> None:
-        """Look after an alias: what an ingress does by its renewals."""
+        """Look after an alias: what an ingress does by its renewals. Of a tenant's that point
+        nowhere only the last wanted are looked after."""
+        if alias not in self._aliases:
+            self._make_room(alias.tenant)
         self._aliases.setdefault(alias, _Alias(now)).wanted_at = now
 
     def tracked(self, now: float) -> list[Ref]:
@@ -204,6 +211,7 @@ class Switch:
             table={ref: a.entry for ref, a in self._aliases.items() if a.entry},
             lease=self._lease,
             ingresses=len(self._ingresses),
+            shares=self._shares.give(ingress, renewal.demands, self._ingresses.keys()),
         )
 
     def leave(self, ingress: str) -> None:
@@ -242,7 +250,7 @@ class Switch:
             raise SettingsError(f"{alias} has a canary already; stop it first")
         if found.entry.version == canary.version:
             raise SettingsError(f"{alias} uses version {canary.version}; name another as canary")
-        found.trial, found.wanted_at = _Trial(canary), now
+        found.trial, found.wanted_at = _Trial(canary, found.entry.version), now
 
     def stop_canary(self, alias: Ref, now: float, reason: str = "it was stopped") -> None:
         """End an alias's canary, if it has one. The candidate answers nothing once it is live."""
@@ -250,6 +258,11 @@ class Switch:
         if found and (trial := found.running):
             trial.ended = Decision("back", reason)
             self._settle(alias, now)
+
+    def tries(self, alias: Ref, canary: Canary) -> bool:
+        """Whether this canary of an alias has not ended."""
+        found = self._aliases.get(alias)
+        return bool(found and found.running and found.running.canary.id == canary.id)
 
     def decisions(self) -> list[tuple[Ref, Canary, Decision]]:
         """The canaries that should go forward or back, until the alias moves or they are stopped.
@@ -264,6 +277,17 @@ class Switch:
         return [
             (ref, canary, decision) for ref, canary, decision in found if decision.verdict != "wait"
         ]
+
+    def _make_room(self, tenant: str) -> None:
+        """For one more alias of a tenant that may point nowhere."""
+        nowhere = [
+            (alias.wanted_at, ref)
+            for ref, alias in self._aliases.items()
+            if ref.tenant == tenant and not alias.log and not alias.running
+        ]
+        nowhere.sort(key=lambda one: one[0])
+        for _, ref in nowhere[: max(0, len(nowhere) + 1 - NOWHERE)]:
+            del self._aliases[ref]
 
     def _of(self, version: Ref) -> list[tuple[Ref, _Alias]]:
         """The aliases that wait for a version to load."""
@@ -292,6 +316,9 @@ class Switch:
         trial = alias.running
         if trial and trial.canary.version == version:
             trial.ended, trial = Decision("forward", "it is in use"), None
+        elif trial and trial.beside != version:
+            said = f"the alias was moved to version {version} meanwhile"
+            trial.ended, trial = Decision("back", said), None
         canary = trial.canary if trial and trial.loaded and version is not None else None
         now_granted = alias.entry and (alias.entry.version, alias.entry.canary, alias.entry.reason)
         if now_granted != (version, canary, reason):

@@ -8,18 +8,23 @@ registry; not requests.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
+from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from raytag.errors import ModelError, RaytagError
+from raytag.errors import ModelError, RaytagError, StorageError
 from raytag.registry.names import Ref
+from raytag.registry.records import Move
 from raytag.registry.registry import Registry
 from raytag.serve.canary import Canary
-from raytag.serve.ingress import log_lines
+from raytag.serve.front import Away
+from raytag.serve.ingress import GONE, log_lines
 from raytag.serve.leases import Grant, Renewal
 from raytag.serve.metrics import SwitchMetrics
 from raytag.serve.settings import ServeSettings
@@ -46,8 +51,12 @@ class Switchboard:
         self._switch = Switch(settings.lease, time.monotonic())
         self._metrics = SwitchMetrics()
         self._looks: dict[Ref, asyncio.Lock] = {}
-        self._logs: dict[Ref, tuple[int, list[int]]] = {}
-        """Number of an alias's last move, and the versions it has pointed to."""
+        self._logs: dict[Ref, tuple[Move | None, list[int]]] = {}
+        """An alias's last move, and the versions it has pointed to."""
+        self._promotions: Counter[Ref] = Counter()
+        """How many are under way that somebody asked for."""
+        self._turns: WeakValueDictionary[Ref, asyncio.Lock] = WeakValueDictionary()
+        """Held while an alias is moved or its trial ended: who comes next is told how it went."""
         self._loads: dict[Ref, asyncio.Task[None]] = {}
         self._last: dict[Ref, Status] = {}
         self._watching = asyncio.get_event_loop().create_task(self._watch())
@@ -75,18 +84,27 @@ class Switchboard:
         return await self._told(lambda: self._settled(alias, LOOKUP))
 
     async def promote(self, alias: Ref, version: int, wait: float) -> dict[str, Any] | RaytagError:
-        """Move an alias in the registry, if the version loads, and see it through."""
+        """Move an alias in the registry, if the version loads, and see it through, all within
+        ``wait`` seconds. Who moves the alias while the version loads is not overruled."""
 
         async def move() -> dict[str, Any]:
+            until = time.monotonic() + wait
             ref = Ref(alias.tenant, alias.domain, version)
+            seen = await asyncio.to_thread(self._registry.last_move, alias)
             await asyncio.to_thread(self._registry.resolve, ref)
-            reason = await self._load_everywhere(ref)
+            reason = await self._load_everywhere(ref, wait)
             if reason is not None:
                 raise ModelError(f"{ref} does not load, and {alias} stays where it is: {reason}")
-            await asyncio.to_thread(self._registry.promote, ref, str(alias.version))
-            return await self._settled(alias, wait)
+            async with self._turn(alias):
+                await asyncio.to_thread(self._point, alias, ref, seen)
+            return await self._settled(alias, until - time.monotonic())
 
-        return await self._told(move)
+        self._promotions[alias] += 1
+        try:
+            return await self._told(move)
+        finally:
+            self._promotions[alias] -= 1
+            self._promotions += Counter()  # keeps what is above 0
 
     async def rollback(self, alias: Ref, wait: float) -> dict[str, Any] | RaytagError:
         """Move an alias back in the registry, and see it through."""
@@ -97,13 +115,15 @@ class Switchboard:
 
         return await self._told(move)
 
-    async def start_canary(self, alias: Ref, canary: Canary) -> dict[str, Any] | RaytagError:
-        """Try a candidate, once it has loaded."""
+    async def start_canary(
+        self, alias: Ref, canary: Canary, wait: float
+    ) -> dict[str, Any] | RaytagError:
+        """Try a candidate, once it has loaded. A move that is under way is waited for."""
 
         async def start() -> dict[str, Any]:
             candidate = Ref(alias.tenant, alias.domain, canary.version)
             await asyncio.to_thread(self._registry.resolve, candidate)
-            await self._settled(alias, 10.0)
+            await self._settled(alias, wait)
             self._switch.start_canary(alias, canary, time.monotonic())
             self._begin_loads()
             return _shown(alias, self._status(alias))
@@ -114,7 +134,8 @@ class Switchboard:
         """End the trial of a candidate."""
 
         async def stop() -> dict[str, Any]:
-            self._switch.stop_canary(alias, time.monotonic())
+            async with self._turn(alias):
+                self._switch.stop_canary(alias, time.monotonic())
             return _shown(alias, self._status(alias))
 
         return await self._told(stop)
@@ -144,13 +165,35 @@ class Switchboard:
             await asyncio.sleep(POLL)
 
     async def _carry_out(self, alias: Ref, canary: Canary, verdict: str, reason: str) -> None:
-        if verdict == "forward":
-            candidate = Ref(alias.tenant, alias.domain, canary.version)
-            await asyncio.to_thread(self._registry.promote, candidate, str(alias.version))
-            await self._look(alias)
-        else:
-            self._switch.stop_canary(alias, time.monotonic(), reason)
+        """End a trial. Forward it goes only if nobody stopped it, moved the alias or is about to:
+        a person's word goes before the rule's."""
+        async with self._turn(alias):
+            if verdict == "forward":
+                await self._look(alias)
+                if self._promotions[alias] or not self._switch.tries(alias, canary):
+                    return
+                candidate = Ref(alias.tenant, alias.domain, canary.version)
+                seen, _ = self._logs[alias]
+                await asyncio.to_thread(self._point, alias, candidate, seen)
+                await self._look(alias)
+            else:
+                self._switch.stop_canary(alias, time.monotonic(), reason)
         logger.info("canary of %s, version %d: %s, %s", alias, canary.version, verdict, reason)
+
+    def _turn(self, alias: Ref) -> asyncio.Lock:
+        return self._turns.setdefault(alias, asyncio.Lock())
+
+    def _point(self, alias: Ref, version: Ref, seen: Move | None) -> None:
+        """Move an alias in the registry, if its last move is still the one that was seen, or has
+        done it already. Raises StorageError where it is not: nothing has changed then."""
+        last = self._registry.last_move(alias)
+        there = last.version if last else None
+        if last != seen and there != version.version:
+            raise StorageError(
+                f"{alias} was moved to version {there or 'none'} meanwhile and stays there; look "
+                "at its history, then promote again"
+            )
+        self._registry.promote(version, str(alias.version), replaces=there or 0)
 
     async def _look_at(self, aliases: Collection[Ref]) -> None:
         """Each by itself: one tenant's broken records keep nobody else's from being followed."""
@@ -165,11 +208,11 @@ class Switchboard:
         # In turn, so that an older look is never taken for a newer one.
         async with self._looks.setdefault(alias, asyncio.Lock()):
             move = await asyncio.to_thread(self._registry.last_move, alias)
-            number, versions = self._logs.get(alias, (-1, []))
-            if number != (move.number if move else 0):
-                versions = await asyncio.to_thread(self._registry.pointed_to, alias)
-                self._logs[alias] = move.number if move else 0, versions
-            self._switch.observe(alias, versions, time.monotonic())
+            known = self._logs.get(alias)
+            if known is None or known[0] != move:
+                known = move, await asyncio.to_thread(self._registry.pointed_to, alias)
+                self._logs[alias] = known
+            self._switch.observe(alias, known[1], time.monotonic())
 
     async def _bring_up(self, aliases: list[Ref]) -> None:
         await self._look_at(aliases)
@@ -215,11 +258,23 @@ class Switchboard:
             self._metrics.refused(version.tenant, version.domain)
             self._switch.refused(version, reason, time.monotonic())
 
-    async def _load_everywhere(self, version: Ref) -> str | None:
-        """Why an engine cannot use a version; None where all of them can."""
-        reasons = await self._engines.broadcast("load", str(version)).results_async()
-        if not reasons:
-            raise RuntimeError("there is no engine")
+    async def _load_everywhere(self, version: Ref, seconds: float | None = None) -> str | None:
+        """Why an engine cannot use a version; None where all of them can. Raises Away where they
+        did not all say so, within ``seconds`` where those are given."""
+        try:
+            loads = self._engines.broadcast("load", str(version))
+            reasons = await loads.results_async(timeout_s=seconds)
+        except RayTaskError as exc:
+            if not isinstance(exc.cause, StorageError):
+                raise
+            raise Away(f"{version} cannot be read at the moment; try again: {exc.cause}") from exc
+        except GONE as exc:
+            raise Away(f"a model ended while {version} was loaded; try again") from exc
+        except TimeoutError as exc:
+            raise Away(
+                f"{version} is not loaded within {seconds:g} s, and nothing was moved; try again, "
+                "or give more wait_seconds"
+            ) from exc
         return next((reason for reason in reasons if reason is not None), None)
 
     def _note(self, tracked: Collection[Ref]) -> None:

@@ -1,4 +1,4 @@
-"""Examples -> train, dev and test; and the few examples that show every type k times.
+"""Examples -> train, dev and test; a few of them, or those that show every type k times.
 
 What goes where depends on a seed and on the names of groups and examples only: not on their
 order, the machine or Python's hashing.
@@ -82,6 +82,17 @@ def k_shot(examples: Sequence[Example], k: int, seed: int = 0) -> list[Example]:
             chosen.remove(i)
             have -= counts[i]
     return [order[i] for i in sorted(chosen)]
+
+
+def few(examples: Sequence[Example], count: int, seed: int = 0) -> list[Example]:
+    """So many of the examples, in the order they came in; of one seed, fewer are among more.
+
+    Raises DataError where there are not so many.
+    """
+    if count > len(examples):
+        raise DataError(f"{count} examples are asked for, and there are {len(examples)}")
+    draws = [(_draw(seed, e.id, e.text), i) for i, e in enumerate(examples)]
+    return [examples[i] for i in sorted(i for _, i in sorted(draws)[:count])]
 
 
 def _draw(seed: int, *names: str) -> bytes:

@@ -15,7 +15,7 @@ from raytag.errors import DataError
 from raytag.text.check import DataCheck, check_data
 from raytag.text.formats import ReadResult, Rejected, read_examples, write_jsonl, write_rejected
 from raytag.text.spans import Example
-from raytag.text.split import k_shot, split_by_seed
+from raytag.text.split import few, k_shot, split_by_seed
 from raytag.train.settings import FinetuneSettings
 
 FREE = frozenset(
@@ -100,6 +100,12 @@ def gather(settings: FinetuneSettings) -> TrainingData:
     rejected = [row for result in read.values() for row in result.rejected]
     parts: dict[str, list[Example]] = {n: list(result.examples) for n, result in read.items()}
     notes += _split_missing(parts, settings)
+    if settings.examples:
+        try:
+            parts["train"] = few(parts["train"], settings.examples, settings.seed)
+        except DataError as exc:
+            raise DataError(f"{settings.train}: {exc}; lower --examples") from exc
+        notes.append(f"train: {settings.examples} examples drawn by seed {settings.seed}")
     if settings.k_shot:
         parts["train"] = k_shot(parts["train"], settings.k_shot, settings.seed)
         notes.append(f"train: {len(parts['train'])} examples drawn, {settings.k_shot} per type")

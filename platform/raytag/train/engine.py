@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from peft import PeftModel
 from torch import Tensor, nn
 
 from raytag.model.lora import ParameterGroup, make_optimizer
@@ -84,7 +83,7 @@ class Engine:
 
     def __init__(
         self,
-        model: PeftModel,
+        model: nn.Module,
         groups: Sequence[ParameterGroup],
         settings: EngineSettings,
         weights: Mapping[str, Tensor] | None = None,

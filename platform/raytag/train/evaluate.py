@@ -1,4 +1,4 @@
-"""Scoring one adapter on one file, in the same way training does.
+"""Scoring one adapter, or a merged model, on one file, in the same way training does.
 
 The model runs where the cluster has room for it; the report is written by the driver.
 """
@@ -14,7 +14,8 @@ from raytag import storage
 from raytag.arguments import check_accelerator
 from raytag.cluster import connect
 from raytag.errors import RaytagError, SettingsError
-from raytag.model.adapter import AdapterCard, load_adapter
+from raytag.model.adapter import AdapterCard
+from raytag.model.merge import load_for_scoring
 from raytag.model.settings import LoadIn
 from raytag.model.tagger import Tagger
 from raytag.placement import find_seat
@@ -34,7 +35,7 @@ class EvaluateSettings:
     """Score an adapter on annotated text: strict, entity level, over character offsets."""
 
     adapter: str
-    """The adapter: a folder, local or s3://, or tenant/domain@version."""
+    """The adapter, or a merged model: a folder, local or s3://, or tenant/domain@version."""
     data: str
     """Annotated text: file, folder or data set, local or s3://."""
     output: str | None = None
@@ -129,7 +130,7 @@ def _tag(settings: EvaluateSettings, texts: Sequence[Sequence[str]]) -> Tagged |
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         with storage.on_disk(settings.adapter) as folder:
-            loaded = load_adapter(
+            loaded = load_for_scoring(
                 folder, base=settings.base, load_in=settings.load_in, device=device
             )
         tagger = Tagger.of(loaded, settings.batch_tokens, settings.threshold)

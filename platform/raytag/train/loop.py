@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from peft import PeftModel
 from torch import Tensor, nn
 
 from raytag.errors import ModelError
 from raytag.model.base import resolve_load_in
 from raytag.model.heads import Encoded, Head, TooLong
-from raytag.model.lora import parameter_groups
+from raytag.model.lora import ParameterGroup
 from raytag.text.spans import Example
 from raytag.text.windows import split
 from raytag.train.engine import Engine, EngineSettings, TrainedState
@@ -27,17 +26,19 @@ from raytag.train.settings import FinetuneSettings
 class Loop:
     """A job's steps, to be taken in order from ``first`` on.
 
+    ``groups`` are what is trained of the model, and at which rates.
     ``limit`` is the most tokens the model takes: longer examples are trained on in windows.
     ``state`` is what another loop of the same job had before step ``first``.
     """
 
     def __init__(
         self,
-        model: PeftModel,
+        model: nn.Module,
         head: Head,
         examples: Sequence[Example],
         settings: FinetuneSettings,
         *,
+        groups: Sequence[ParameterGroup],
         zero: int,
         limit: int | None = None,
         first: int = 0,
@@ -56,7 +57,7 @@ class Loop:
         )
         self.engine = Engine(
             model,
-            parameter_groups(model, settings.lora_plus),
+            groups,
             EngineSettings(
                 zero=zero,  # type: ignore[arg-type]
                 offload=settings.offload,

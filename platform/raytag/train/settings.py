@@ -56,6 +56,8 @@ class FinetuneSettings:
     """Share of train that becomes dev where none is given."""
     test_share: float = 0.1
     """Share of train that becomes test where none is given."""
+    examples: int = 0
+    """Train on so many examples, drawn by seed; 0 takes all."""
     k_shot: int = 0
     """Train on a few examples with at least this many entities per type; 0 takes all."""
     seed: int = 0
@@ -131,6 +133,7 @@ class FinetuneSettings:
             "batch_tokens": 1,
             "epochs": 1,
             "cpus": 1,
+            "examples": 0,
             "k_shot": 0,
             "patience": 0,
         }
@@ -176,6 +179,10 @@ class FinetuneSettings:
                 self.load_in in ("bf16", "8bit", "4bit") and self.zero == "0",
                 f"--zero 0 keeps no fp32 master weights, which --load-in {self.load_in} needs; "
                 "use --zero 2",
+            ),
+            (
+                bool(self.examples and self.k_shot),
+                "--examples and --k-shot both say how many to train on; give one",
             ),
             (
                 self.head == "tag" and self.instruction != INSTRUCTION,

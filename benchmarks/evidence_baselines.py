@@ -1,0 +1,107 @@
+"""Trainings without an adapter, to measure adapters by: for benchmarks/evidence.py.
+
+`train_whole` moves every weight of the base, by the same head, batches, schedule and steps as an
+adapter has. `train_spacy` is spaCy's own NER (hash embeddings, CNN, transitions), from scratch.
+Both read the settings of a job; `lr` is the rate of the base, or of spaCy's Adam.
+"""
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from raytag.model.lora import ParameterGroup
+from raytag.text.score import score
+from raytag.text.spans import Entity, Example
+from raytag.train.checkpoint import Progress
+from raytag.train.trial import Steps, train_with
+from raytag.train.worker import Phases, TrainJob, Worker
+
+
+def train_whole(job: TrainJob, device: torch.device) -> Steps:
+    """Full fine-tuning."""
+    return train_with(_WholeModel(job, device, Phases(time.time())), job)
+
+
+class _WholeModel(Worker):
+    def adapted(self, model: PreTrainedModel) -> nn.Module:
+        return model.requires_grad_(True)
+
+    def groups(self) -> list[ParameterGroup]:
+        told = self._job.settings
+        rates = {"base": told.lr, "head": told.head_lr}
+        members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for name, parameter in self._model.named_parameters():
+            # What transformers calls the output layer of a token classifier.
+            kind = "head" if name.split(".")[0] in ("classifier", "score") else "base"
+            members.setdefault((kind, parameter.ndim > 1), []).append(parameter)
+        return [
+            ParameterGroup(
+                name=kind if decays else f"{kind}, no decay",
+                lr=rates[kind],
+                weight_decay=told.weight_decay if decays else 0.0,
+                parameters=tuple(parameters),
+            )
+            for (kind, decays), parameters in members.items()
+        ]
+
+
+def train_spacy(job: TrainJob, device: torch.device) -> Steps:
+    """spaCy's NER, on the CPU."""
+    import spacy
+    from spacy.training import Example as Annotated
+    from spacy.util import fix_random_seed, minibatch
+
+    told, progress = job.settings, Progress()
+    fix_random_seed(told.seed)
+    nlp = spacy.blank("en")
+    nlp.add_pipe("ner")
+
+    def annotated(example: Example) -> Annotated:
+        spans = [(e.start, e.end, e.label) for e in example.entities]
+        return Annotated.from_dict(nlp.make_doc(example.text), {"entities": spans})
+
+    def found(examples: Sequence[Example]) -> list[list[Entity]]:
+        return [
+            [Entity(e.start_char, e.end_char, e.label_) for e in doc.ents]
+            for doc in nlp.pipe([example.text for example in examples], batch_size=128)
+        ]
+
+    rows = [annotated(example) for example in job.train]
+    optimizer = nlp.initialize(lambda: rows)
+    optimizer.learn_rate = told.lr
+    total = told.epochs * -(-len(rows) // told.batch_size)
+    gold = [example.entities for example in job.dev]
+    chance = random.Random(told.seed)
+    begun, kept = time.monotonic(), b""
+    while progress.step < total and not progress.stopped_early:
+        chance.shuffle(rows)
+        batches = list(minibatch(rows, size=told.batch_size))
+        for turn, batch in enumerate(batches, start=1):
+            losses = nlp.update(batch, drop=told.dropout, sgd=optimizer)
+            progress.step += 1
+            record: dict[str, Any] = {"step": progress.step, "loss": float(losses["ner"])}
+            if turn == len(batches):
+                record["dev_f1"] = score(gold, found(job.dev)).f1
+                if progress.judge(record["dev_f1"], told.patience):
+                    kept = nlp.to_bytes()
+            yield _completed(record, progress, total, begun)
+    nlp.from_bytes(kept)
+    return found(job.test)
+
+
+def _completed(
+    record: Mapping[str, Any], progress: Progress, total: int, begun: float
+) -> dict[str, Any]:
+    """A step's record with what `Worker.train` has in it besides."""
+    last = progress.stopped_early or progress.step == total
+    return {
+        **record,
+        "seconds": time.monotonic() - begun,
+        "total_steps": total,
+        "last": last,
+    }
