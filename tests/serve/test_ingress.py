@@ -1,8 +1,7 @@
 """What an ingress does about models that refuse or die, and a switchboard that is away."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,13 +64,14 @@ GONE = [
     RayActorError(),
     ObjectLostError("00" * 28, None, ""),
     DeploymentUnavailableError(DeploymentID(name="Switchboard", app_name="raytag")),
-    TimeoutError(),
 ]
 
 
-@pytest.mark.parametrize("gone", GONE, ids=lambda exc: type(exc).__name__)
-def test_a_model_that_is_gone_is_followed_by_another(gone: Exception) -> None:
-    service = Service(gone, [[(0, 1, "ORG", 0.5)]])
+@pytest.mark.parametrize("died", [*GONE, TimeoutError()], ids=lambda exc: type(exc).__name__)
+def test_a_model_that_dies_with_a_request_or_is_silent_is_followed_by_another(
+    died: Exception,
+) -> None:
+    service = Service(died, [[(0, 1, "ORG", 0.5)]])
     models = Models(service.extract, 0.1)
     assert asked(models, "acme/news@1") == [[(0, 1, "ORG", 0.5)]]
     assert len(service.asked) == 2
@@ -83,14 +83,10 @@ ALIAS = Ref("acme", "news", "production")
 def switchboard(does: Any, timeout: float = 5.0) -> SwitchboardCalls:
     """All of whose methods do the same."""
 
-    @asynccontextmanager
-    async def choose_replica() -> AsyncIterator[None]:
-        yield
-
     async def dispatch(chosen: None, *arguments: Any) -> Any:
         return await does()
 
-    method = SimpleNamespace(choose_replica=choose_replica, dispatch=dispatch)
+    method = SimpleNamespace(choose_replica=nullcontext, dispatch=dispatch)
     names = ("renew", "leave", "models", "status", "promote", "rollback")
     names += ("start_canary", "stop_canary")
     return SwitchboardCalls(SimpleNamespace(**dict.fromkeys(names, method)), timeout)  # type: ignore[arg-type]

@@ -43,21 +43,20 @@ ONE_TENANT = 0.5
 room for others whatever it does."""
 HOLD = 0.5
 """Of the time that requests may wait for a model: what a tenant is turned away for afterwards."""
+TAKEN = 1.0
+"""Seconds in which a model says that it takes a request; else its host is silent, or busy beyond
+use."""
 SETTLES = 10.0
 """Seconds that the trial of a candidate waits for moves of its alias that are under way."""
 SCRAPE = 5.0
 """Seconds that the figures of a deployment are waited for."""
-TAKEN = 1.0
-"""Seconds in which a model says that it takes a request; else its host is silent, or busy beyond
-use."""
 GONE = (
     RayActorError,
     ObjectLostError,
     DeploymentUnavailableError,
     ReplicaUnavailableError,
-    TimeoutError,
 )
-"""What is raised where a replica dies with a request or its answer, or none takes it."""
+"""What Ray raises where a replica dies with a request or its answer, or there is none."""
 logger = logging.getLogger("raytag.serve")
 
 
@@ -194,7 +193,7 @@ class Models:
                 return await self._extract(version, texts, left)
             except RayTaskError:
                 raise
-            except GONE as exc:
+            except (*GONE, TimeoutError) as exc:
                 logger.warning("an engine is gone: %s", str(exc).splitlines()[:1])
                 await asyncio.sleep(min(0.05, max(0.0, left)))
 
@@ -247,7 +246,7 @@ class SwitchboardCalls:
                 return await ask(getattr(self._handle, method), None, *arguments)
         except RayTaskError:
             raise
-        except GONE as exc:
+        except (*GONE, TimeoutError) as exc:
             raise Away(
                 "the switchboard did not answer, and may have done what was asked or not; look "
                 "where the alias stands, then try again"
@@ -258,7 +257,7 @@ async def living(asked: DeploymentBroadcastResponse) -> list[Any]:
     """What the replicas say that answer, within SCRAPE seconds in all."""
     try:
         found = await asked.results_async(timeout_s=SCRAPE, return_exceptions=True)
-    except GONE as exc:
+    except (*GONE, TimeoutError) as exc:
         found = [exc]
     for one in found:
         if isinstance(one, BaseException):

@@ -268,13 +268,13 @@ class Switchboard:
             if not isinstance(exc.cause, StorageError):
                 raise
             raise Away(f"{version} cannot be read at the moment; try again: {exc.cause}") from exc
+        except GONE as exc:
+            raise Away(f"a model ended while {version} was loaded; try again") from exc
         except TimeoutError as exc:
             raise Away(
                 f"{version} is not loaded within {seconds:g} s, and nothing was moved; try again, "
                 "or give more wait_seconds"
             ) from exc
-        except GONE as exc:
-            raise Away(f"a model ended while {version} was loaded; try again") from exc
         return next((reason for reason in reasons if reason is not None), None)
 
     def _note(self, tracked: Collection[Ref]) -> None:
