@@ -54,7 +54,7 @@ def _read(kind: type[Settings], program: str, given: list[str] | dict[str, Any])
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
-        prog=program, description=kind.__doc__, exit_on_error=False
+        prog=program, description=kind.__doc__, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_class_arguments(kind, as_group=False)

@@ -15,6 +15,7 @@ from ray.serve.config import ProxyLocation
 
 from raytag.arguments import settings_from
 from raytag.cluster import check_closed, connect, nodes
+from raytag.model.base import find_base
 from raytag.placement import Seat, find_seat
 from raytag.serve.engine import Engine
 from raytag.serve.http import check_port
@@ -102,7 +103,8 @@ def run(settings: ServeSettings) -> None:
 
 
 def _placed(settings: ServeSettings) -> Application:
-    """The application for the cluster at hand. Raises RaytagError where it has no room for the
-    fewest models."""
+    """The application for the cluster at hand. Raises RaytagError where there is no such base, or
+    no room for the fewest models."""
+    find_base(settings.base, weights=False)
     seat = find_seat(settings, settings.replica_range[0], "model")
     return application(settings, seat, len(nodes()))
