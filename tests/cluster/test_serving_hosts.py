@@ -21,7 +21,7 @@ from raytag.serve.keys import Keys
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 WHOLE = {"Engine": 2, "Ingress": 2, "Switchboard": 1}
 """How many replicas there are to be."""
 BEFORE, AFTER = 1000, 1000
