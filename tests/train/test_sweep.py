@@ -56,6 +56,15 @@ def test_a_sweep_is_every_point_of_every_grid_with_every_seed(tmp_path: Path) ->
     assert all(trial.settings.batch_size == 8 for trial in trials)
 
 
+def test_words_that_look_like_numbers_are_words(tmp_path: Path) -> None:
+    methods = {"some": {"revision": "12", "grid": {"zero": ["1", "2"], "rank": [4, 8]}}}
+    trials = read_trials(_settings(tmp_path, job={"base": "7"}, methods=methods))
+    assert {trial.settings.base for trial in trials} == {"7"}
+    assert {trial.settings.revision for trial in trials} == {"12"}
+    found = {(trial.settings.zero, trial.settings.rank) for trial in trials}
+    assert found == {("1", 4), ("1", 8), ("2", 4), ("2", 8)}
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [

@@ -177,7 +177,7 @@ def _trials(
         given |= {"seed": settings.seeds[0], "examples": size, "output": settings.output}
         given |= {name: getattr(settings, name) for name in PLACED}
         try:
-            parsed = settings_from(FinetuneSettings, given)
+            parsed = settings_from(FinetuneSettings, {k: _in_words(v) for k, v in given.items()})
         except SettingsError as exc:
             raise SettingsError(f"data {data}, {where}: {exc}") from exc
         shown = {key: getattr(parsed, key) for key in point}
@@ -189,6 +189,12 @@ def _trials(
                 point=shown,
                 settings=replace(parsed, seed=seed),
             )
+
+
+def _in_words(value: Any) -> Any:
+    """A number as it was written: a setting that is words, such as zero, may look like one, and
+    what a YAML file quotes comes here without the quotes."""
+    return str(value) if type(value) in (int, float) else value
 
 
 def _check_settings(where: str, told: Any, besides: tuple[str, ...] = ()) -> None:
