@@ -7,13 +7,14 @@ import pickle
 import queue
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Coroutine, Sequence
+from collections.abc import Awaitable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from in_a_loop import in_a_loop
 
 from raytag.serve.batching import (
     Batcher,
@@ -141,14 +142,6 @@ async def asked(ask: Awaitable[Any]) -> asyncio.Task[Any]:
     task = asyncio.get_running_loop().create_task(wait())
     await asyncio.sleep(0)
     return task
-
-
-def in_a_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def run() -> None:
-        asyncio.run(test())
-
-    run.__name__ = test.__name__
-    return run
 
 
 @in_a_loop

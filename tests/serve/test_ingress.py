@@ -1,11 +1,13 @@
 """What an ingress does about models that refuse or die, and a switchboard that is away."""
 
 import asyncio
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from in_a_loop import in_a_loop
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -13,7 +15,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from raytag.errors import SettingsError
 from raytag.registry.names import Ref
 from raytag.serve.front import Away, Refusal, Spans
-from raytag.serve.ingress import Models, SwitchboardCalls, living
+from raytag.serve.ingress import Models, Place, SwitchboardCalls, living
 
 FULL = Refusal(503, "too many texts are waiting here", 0.5, overload=True)
 
@@ -25,6 +27,10 @@ class Service:
         self.script = list(script)
         self.asked: list[str] = []
         self.now = 100.0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[Place]:
+        yield Place("engine-1", self.extract)
 
     async def extract(
         self, version: str, texts: list[str], seconds: float
@@ -42,7 +48,7 @@ def asked(models: Models, version: str) -> list[Spans] | Refusal:
 
 def test_a_tenant_turned_away_is_for_a_moment_turned_away_without_asking_again() -> None:
     service = Service(FULL, [[]], [[]])
-    models = Models(service.extract, 0.1, lambda: service.now)
+    models = Models(service.place, 0.1, clock=lambda: service.now)
     assert asked(models, "acme/news@1") == FULL
     service.now += 0.09
     assert asked(models, "acme/other@2") == FULL
@@ -55,7 +61,7 @@ def test_a_tenant_turned_away_is_for_a_moment_turned_away_without_asking_again()
 def test_other_refusals_hold_nobody() -> None:
     away = Refusal(503, "the registry cannot be read", 1.0)
     service = Service(away, [[]])
-    models = Models(service.extract, 0.1, lambda: service.now)
+    models = Models(service.place, 0.1, clock=lambda: service.now)
     assert asked(models, "acme/news@1") == away
     assert asked(models, "acme/news@1") == [[]]
 
@@ -72,9 +78,86 @@ def test_a_model_that_dies_with_a_request_or_is_silent_is_followed_by_another(
     died: Exception,
 ) -> None:
     service = Service(died, [[(0, 1, "ORG", 0.5)]])
-    models = Models(service.extract, 0.1)
+    models = Models(service.place, 0.1)
     assert asked(models, "acme/news@1") == [[(0, 1, "ORG", 0.5)]]
     assert len(service.asked) == 2
+
+
+FOUND: list[Spans] = [[(0, 1, "ORG", 0.5)]]
+
+
+class Replicas:
+    """Models that answer once they are told to; calls get places as ``places`` says."""
+
+    def __init__(self, *places: str) -> None:
+        self.places = list(places)
+        self.calls: dict[str, asyncio.Future[list[Spans]]] = {}
+        self.ended: list[str] = []
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[Place]:
+        name = self.places.pop(0)
+
+        async def call(*_: Any) -> list[Spans]:
+            assert name not in self.calls, f"{name} is asked twice"
+            self.calls[name] = asyncio.get_running_loop().create_future()
+            try:
+                return await self.calls[name]
+            finally:
+                self.ended.append(name)
+
+        yield Place(name, call)
+
+    async def asked(self, *names: str) -> None:
+        """Wait until these are."""
+        while self.calls.keys() != set(names):
+            await asyncio.sleep(0)
+
+
+@in_a_loop
+async def test_where_a_model_falls_silent_another_is_asked_and_the_first_answer_counts() -> None:
+    replicas = Replicas("engine-1", "engine-2")
+    models = Models(replicas.place, 0.1, silent=0.02)
+    answer = asyncio.create_task(models.extract("acme/news@1", ["a"], 60.0))
+    await replicas.asked("engine-1", "engine-2")
+    replicas.calls["engine-2"].set_result(FOUND)
+    assert await answer == FOUND
+    while replicas.ended != ["engine-2", "engine-1"]:  # nobody waits for the silent one any more
+        await asyncio.sleep(0)
+
+
+@in_a_loop
+async def test_of_a_model_that_was_silent_for_a_while_the_answer_counts_too() -> None:
+    replicas = Replicas("engine-1", "engine-2")
+    models = Models(replicas.place, 0.1, silent=0.02)
+    answer = asyncio.create_task(models.extract("acme/news@1", ["a"], 60.0))
+    await replicas.asked("engine-1", "engine-2")
+    replicas.calls["engine-1"].set_result(FOUND)
+    assert await answer == FOUND
+
+
+@in_a_loop
+async def test_a_model_that_is_slow_but_gives_signs_of_life_is_asked_once() -> None:
+    replicas = Replicas(*["engine-1"] * 100)
+    models = Models(replicas.place, 0.1, silent=0.02)
+    answer = asyncio.create_task(models.extract("acme/news@1", ["a"], 60.0))
+    while len(replicas.places) > 95:  # it has taken a call four times more
+        await asyncio.sleep(0)
+    replicas.calls["engine-1"].set_result(FOUND)
+    assert await answer == FOUND
+    assert replicas.ended == ["engine-1"]
+
+
+@in_a_loop
+async def test_a_bug_in_a_model_is_raised_and_not_asked_for_again() -> None:
+    replicas = Replicas("engine-1")
+    models = Models(replicas.place, 0.1)
+    answer = asyncio.create_task(models.extract("acme/news@1", ["a"], 60.0))
+    await replicas.asked("engine-1")
+    bug = RayTaskError("extract", "a traceback", RayActorError()).as_instanceof_cause()
+    replicas.calls["engine-1"].set_exception(bug)
+    with pytest.raises(RayTaskError):
+        await answer
 
 
 ALIAS = Ref("acme", "news", "production")
@@ -83,10 +166,12 @@ ALIAS = Ref("acme", "news", "production")
 def switchboard(does: Any, timeout: float = 5.0) -> SwitchboardCalls:
     """All of whose methods do the same."""
 
-    async def dispatch(chosen: None, *arguments: Any) -> Any:
+    async def dispatch(chosen: Any, *arguments: Any) -> Any:
         return await does()
 
-    method = SimpleNamespace(choose_replica=nullcontext, dispatch=dispatch)
+    method = SimpleNamespace(
+        choose_replica=lambda: nullcontext(SimpleNamespace(replica_id="a")), dispatch=dispatch
+    )
     names = ("renew", "leave", "models", "status", "promote", "rollback")
     names += ("start_canary", "stop_canary")
     return SwitchboardCalls(SimpleNamespace(**dict.fromkeys(names, method)), timeout)  # type: ignore[arg-type]

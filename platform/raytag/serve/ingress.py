@@ -10,8 +10,9 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -46,6 +47,9 @@ HOLD = 0.5
 TAKEN = 1.0
 """Seconds in which a model says that it takes a request; else its host is silent, or busy beyond
 use."""
+SILENT = 2.0
+"""Seconds without a word from a model that took a request, until another is asked too. One that
+lives gives a sign with every place and every answer, and is busy beyond use if it gives none."""
 SETTLES = 10.0
 """Seconds that the trial of a candidate waits for moves of its alias that are under way."""
 SCRAPE = 5.0
@@ -77,7 +81,7 @@ class Ingress:
         self._front = Front(
             id=uuid.uuid4().hex,
             settings=settings,
-            engines=Models(partial(ask, engines.extract, TAKEN), settings.queue_seconds * HOLD),
+            engines=Models(lambda: place_at(engines.extract, TAKEN), settings.queue_seconds * HOLD),
             switchboard=SwitchboardCalls(switchboard, settings.timeout),
             metrics=self._metrics,
             snapshots=self._snapshots,
@@ -138,9 +142,17 @@ class Ingress:
         return {name: snapshot for several in found for name, snapshot in several}
 
 
-async def ask(method: DeploymentHandle[Any], taken: float | None, *arguments: Any) -> Any:
-    """What a replica answers. Raises TimeoutError where none takes the call within ``taken``
-    seconds.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place for one call that a replica holds free."""
+
+    replica: str
+    call: Callable[..., Awaitable[Any]]
+
+
+@contextlib.asynccontextmanager
+async def place_at(method: DeploymentHandle[Any], taken: float | None) -> AsyncIterator[Place]:
+    """A place at some replica. Raises TimeoutError where none has one within ``taken`` seconds.
 
     Not by ``method.remote``: its answer is a stream, at whose end the replica stands still with
     all that others asked of it until the caller has taken note, which for one whose host has
@@ -149,27 +161,36 @@ async def ask(method: DeploymentHandle[Any], taken: float | None, *arguments: An
     async with contextlib.AsyncExitStack() as held:
         async with asyncio.timeout(taken):
             chosen = await held.enter_async_context(method.choose_replica())
-        return await method.dispatch(chosen, *arguments)
+
+        async def call(*arguments: Any) -> Any:
+            return await method.dispatch(chosen, *arguments)
+
+        yield Place(chosen.replica_id, call)
 
 
 class Models:
-    """The models, through Serve. ``extract`` asks one; it may raise that it died.
+    """The models, through Serve. ``place`` finds one that takes a call.
 
-    A replica that dies is no reason for a request to fail. A tenant that a model turned away for
+    A replica that dies is no reason for a request to fail, nor is one whose host has fallen
+    silent, which Ray notices after 5 to 30 seconds: once nothing was heard from it for ``silent``
+    seconds another is asked too, and the first answer counts. A tenant that a model turned away for
     too much waiting is turned away here for the next ``hold`` seconds: a model that has to refuse
     request after request has less time for those it took.
     """
 
     def __init__(
         self,
-        extract: Callable[[str, list[str], float], Awaitable[list[Spans] | Refusal]],
+        place: Callable[[], AbstractAsyncContextManager[Place]],
         hold: float,
+        silent: float = SILENT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._extract = extract
+        self._place = place
         self._hold = hold
+        self._silent = silent
         self._clock = clock
         self._held: dict[str, tuple[float, Refusal]] = {}
+        self._heard: dict[str, float] = {}
 
     async def extract(
         self, version: str, texts: list[str], seconds: float
@@ -187,15 +208,52 @@ class Models:
         return answer
 
     async def _asked(self, version: str, texts: list[str], until: float) -> list[Spans] | Refusal:
-        while True:
-            left = until - self._clock()
-            try:
-                return await self._extract(version, texts, left)
-            except RayTaskError:
-                raise
-            except (*GONE, TimeoutError) as exc:
-                logger.warning("an engine is gone: %s", str(exc).splitlines()[:1])
-                await asyncio.sleep(min(0.05, max(0.0, left)))
+        at: set[str] = set()
+        tries: set[asyncio.Task[list[Spans] | Refusal | None]] = set()
+        try:
+            while True:
+                if len(tries) == len(at) and all(self._is_silent(replica) for replica in at):
+                    for replica in at:
+                        logger.warning("engine %s is silent: another is asked too", replica)
+                    tries.add(asyncio.create_task(self._try(version, texts, until, at)))
+                done, tries = await asyncio.wait(
+                    tries, timeout=self._silent / 4, return_when=asyncio.FIRST_COMPLETED
+                )
+                for one in done:
+                    if (answer := one.result()) is not None:
+                        return answer
+        finally:
+            for one in tries:
+                one.cancel()
+
+    def _is_silent(self, replica: str) -> bool:
+        return self._heard[replica] + self._silent <= self._clock()
+
+    async def _try(
+        self, version: str, texts: list[str], until: float, at: set[str]
+    ) -> list[Spans] | Refusal | None:
+        """The answer of a model that is not among ``at``, where it is while it is asked; None
+        where there is none, or it dies."""
+        try:
+            async with self._place() as place:
+                # It has just said that it takes a call.
+                self._heard[place.replica] = self._clock()
+                if place.replica in at:
+                    return None
+                at.add(place.replica)
+                try:
+                    answer: list[Spans] | Refusal
+                    answer = await place.call(version, texts, until - self._clock())
+                finally:
+                    at.remove(place.replica)
+                self._heard[place.replica] = self._clock()
+                return answer
+        except RayTaskError:
+            raise
+        except (*GONE, TimeoutError) as exc:
+            logger.warning("an engine is gone: %s", str(exc).splitlines()[:1])
+            await asyncio.sleep(min(0.05, max(0.0, until - self._clock())))
+            return None
 
 
 class SwitchboardCalls:
@@ -243,7 +301,8 @@ class SwitchboardCalls:
     async def _call(self, method: str, *arguments: Any, wait: float = 0.0) -> Any:
         try:
             async with asyncio.timeout(self._timeout + wait):
-                return await ask(getattr(self._handle, method), None, *arguments)
+                async with place_at(getattr(self._handle, method), None) as place:
+                    return await place.call(*arguments)
         except RayTaskError:
             raise
         except (*GONE, TimeoutError) as exc:
