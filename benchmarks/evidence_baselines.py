@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from raytag.model.lora import ParameterGroup
+from raytag.model.lora import ParameterGroup, grouped
 from raytag.text.score import score
 from raytag.text.spans import Entity, Example
 from raytag.train.checkpoint import Progress
@@ -34,20 +34,12 @@ class _WholeModel(Worker):
     def groups(self) -> list[ParameterGroup]:
         told = self._job.settings
         rates = {"base": told.lr, "head": told.head_lr}
-        members: dict[tuple[str, bool], list[nn.Parameter]] = {}
-        for name, parameter in self._model.named_parameters():
-            # What transformers calls the output layer of a token classifier.
-            kind = "head" if name.split(".")[0] in ("classifier", "score") else "base"
-            members.setdefault((kind, parameter.ndim > 1), []).append(parameter)
-        return [
-            ParameterGroup(
-                name=kind if decays else f"{kind}, no decay",
-                lr=rates[kind],
-                weight_decay=told.weight_decay if decays else 0.0,
-                parameters=tuple(parameters),
-            )
-            for (kind, decays), parameters in members.items()
-        ]
+        return grouped(self._model, _kind, rates, told.weight_decay)
+
+
+def _kind(name: str) -> str:
+    """``head`` for what transformers calls the output layer of a token classifier."""
+    return "head" if name.split(".")[0] in ("classifier", "score") else "base"
 
 
 def train_spacy(job: TrainJob, device: torch.device) -> Steps:

@@ -41,7 +41,8 @@ from scaling import make_base
 sys.path[:0] = [str(ROOT / "tests" / "cluster")]
 
 from finetuning import finetune, saved  # noqa: E402
-from ray_hosts import until  # noqa: E402
+
+from waiting import until  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "host_deaths.json"
 BUCKET = "s3://deaths"

@@ -8,14 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from raytag.local import LocalCluster
+from waiting import until
 
 START_SECONDS = 60.0
 
@@ -38,7 +38,7 @@ def gpu_node(cluster: LocalCluster, kind: str, gpus: int = 1, cpus: int = 2) -> 
         start_new_session=True,
     )
     try:
-        until(lambda: len(alive(cluster)) > len(before), f"a node with {kind} is up")
+        until(lambda: len(alive(cluster)) > len(before), START_SECONDS, f"a node with {kind} is up")
         (made,) = alive(cluster) - before
         yield made
     finally:
@@ -59,13 +59,6 @@ def places(cluster: LocalCluster, name: str) -> set[str]:
         for actor in _listed(cluster, "actors")
         if name in actor["class_name"] and actor["node_id"]
     }
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not true():
-        assert time.monotonic() < deadline, f"not after {START_SECONDS:g} s: {what}"
-        time.sleep(0.1)
 
 
 def _listed(cluster: LocalCluster, kind: str) -> list[dict[str, Any]]:

@@ -8,15 +8,15 @@ import os
 import secrets
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hosts import Host, Network, Relay
 
 from image import environment, stages
+from waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 GCS, DASHBOARD = 6379, 8265
@@ -162,15 +162,6 @@ class RayHosts:
             self._running[host.address] = host.start(
                 command, self.variables, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
-
-
-def until(true: Callable[[], bool], seconds: float, what: str = "") -> float:
-    """Wait for a condition; how many seconds that took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() < began + seconds, f"not after {seconds:g} s: {what or true}"
-        time.sleep(0.1)
-    return time.monotonic() - began
 
 
 def finished(job: "subprocess.Popen[str]", seconds: float = 280) -> str:

@@ -8,7 +8,9 @@ import urllib.request
 import psutil
 import pytest
 from hosts import Host
-from ray_hosts import DASHBOARD, GCS, IMAGE, RAY, RayHosts, finished, until
+from ray_hosts import DASHBOARD, GCS, IMAGE, RAY, RayHosts, finished
+
+from waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

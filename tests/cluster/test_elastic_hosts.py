@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from finetuning import finetune, losses, put_sample, report, saved
-from ray_hosts import RayHosts, finished, until
+from ray_hosts import RayHosts, finished
+
+from waiting import until
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from hosts import Relay
-from ray_hosts import ROOT, RayHosts, finished, until
+from ray_hosts import ROOT, RayHosts, finished
 from test_adapter import make
 from tiny import encoder
 
@@ -17,6 +17,7 @@ from asking import Asking
 from raytag import storage
 from raytag.registry.registry import Registry
 from raytag.serve.keys import Keys
+from waiting import until
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ray_hosts import ROOT, RayHosts, finished, until
+from ray_hosts import ROOT, RayHosts, finished
 from test_adapter import make
 from tiny import checkpoint
 
@@ -15,6 +15,7 @@ from raytag.bulk.results import finished as tagged
 from raytag.bulk.results import read_results
 from raytag.model.merge import merge_adapter
 from raytag.model.settings import MergeSettings
+from waiting import until
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -8,6 +8,7 @@ section 4: B's rate is a multiple of A's. The tagging head is neither A nor B: i
 of its own, so that LoRA and LoRA+ can be compared with the head held equal.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,17 +92,25 @@ def parameter_groups(model: nn.Module, settings: LoraPlusSettings) -> list[Param
         "embedding": settings.embedding_lr,
         "head": settings.head_lr,
     }
+    return grouped(model, parameter_kind, rates, settings.weight_decay)
+
+
+def grouped(
+    model: nn.Module, kind_of: Callable[[str], str], rates: Mapping[str, float], weight_decay: float
+) -> list[ParameterGroup]:
+    """The trainable parameters by the kinds that ``kind_of`` gives their names, each kind at its
+    rate; only matrices decay."""
     members: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # ZeRO-3 leaves an empty local tensor and keeps the true shape aside.
             decays = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
-            members.setdefault((parameter_kind(name), decays), []).append(parameter)
+            members.setdefault((kind_of(name), decays), []).append(parameter)
     return [
         ParameterGroup(
             name=kind if decays else f"{kind}, no decay",
             lr=rates[kind],
-            weight_decay=settings.weight_decay if decays else 0.0,
+            weight_decay=weight_decay if decays else 0.0,
             parameters=tuple(parameters),
         )
         for (kind, decays), parameters in members.items()

@@ -81,15 +81,11 @@ def finetune(settings: FinetuneSettings) -> Published | None:
         return None
     _claim(settings, run)
     data.write(storage.join(settings.output, "data"))
-    job = TrainJob(
+    job = TrainJob.of(
+        data,
         settings=settings,
         base=base,
         zero=zero,
-        labels=data.labels,
-        train=data.train,
-        dev=data.dev,
-        test=data.test,
-        window=data.window,
         run=run,
         base_fingerprint=weights,
         parent=parent,

@@ -23,7 +23,7 @@ from raytag.model.base import resolve_load_in
 from raytag.model.heads import IGNORED, Batch, Encoded
 from raytag.model.lora import make_optimizer, parameter_groups
 from raytag.model.packed import PackedModel, RandomState, Share
-from raytag.text.score import join_examples, score
+from raytag.text.score import score
 from raytag.text.spans import Entity, Example
 from raytag.train.checkpoint import Progress
 from raytag.train.data import TrainingData
@@ -31,7 +31,6 @@ from raytag.train.loop import encoded
 from raytag.train.plan import Plan, rate_at
 from raytag.train.settings import FinetuneSettings
 from raytag.train.worker import (
-    JOINED,
     Outcome,
     Phases,
     TrainJob,
@@ -42,6 +41,7 @@ from raytag.train.worker import (
     due,
     judged,
     peak_memory,
+    predictions_of,
     tagger_for,
 )
 
@@ -106,15 +106,11 @@ class _Trainee:
         self._clock = Phases(time.time(), "prepare")
         _check(packed, member.settings)
         settings = member.settings
-        self._job = TrainJob(
+        self._job = TrainJob.of(
+            data,
             settings=settings,
             base=packed.base,
             zero=0,
-            labels=data.labels,
-            train=data.train,
-            dev=data.dev,
-            test=data.test,
-            window=data.window,
             run="",
             base_fingerprint=packed.fingerprint,
             parent=member.parent,
@@ -205,10 +201,7 @@ class _Trainee:
         weights = self._best or self._adapter.weights()
         self._adapter.set_weights(weights)
         job, packed = self._job, self._packed
-        predictions = {"dev": self._predict(job.dev), "test": self._predict(job.test)}
-        predictions["test_documents"] = self._predict(join_examples(job.test, JOINED))
-        if self._untrained is not None:
-            predictions["untrained"] = self._untrained
+        predictions = predictions_of(job, self._predict, self._untrained)
         self._clock.phase("save")
         card = card_for(job)
         outline = self._adapter.outline[0]

@@ -120,15 +120,11 @@ class Slot(tune.Trainable):
         assigned = self._assigned
         settings, data = assigned.trial.settings, ray.get(assigned.data)
         torch.set_num_threads(settings.cpus)
-        job = TrainJob(
+        job = TrainJob.of(
+            data,
             settings=settings,
             base=assigned.base,
             zero=assigned.zero,
-            labels=data.labels,
-            train=data.train,
-            dev=data.dev,
-            test=data.test,
-            window=data.window,
             run=assigned.run,
             base_fingerprint=assigned.weights,
             parent=assigned.parent,

@@ -8,7 +8,7 @@ it keeps them. torch.distributed must be set up, if only with one process.
 import resource
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from raytag.text.prompt import ceiling
 from raytag.text.score import join_examples, score
 from raytag.text.spans import Entity, Example
 from raytag.train.checkpoint import Checkpoint, Progress
+from raytag.train.data import TrainingData
 from raytag.train.loop import Loop
 from raytag.train.plan import Plan
 from raytag.train.settings import FinetuneSettings
@@ -65,6 +66,32 @@ class TrainJob:
     base_fingerprint: str
     parent: Parent | None = None
     """What the adapter begins from, if not from nothing."""
+
+    @classmethod
+    def of(
+        cls,
+        data: TrainingData,
+        *,
+        settings: FinetuneSettings,
+        base: Base,
+        zero: int,
+        run: str,
+        base_fingerprint: str,
+        parent: Parent | None,
+    ) -> "TrainJob":
+        return cls(
+            settings=settings,
+            base=base,
+            zero=zero,
+            labels=data.labels,
+            train=data.train,
+            dev=data.dev,
+            test=data.test,
+            window=data.window,
+            run=run,
+            base_fingerprint=base_fingerprint,
+            parent=parent,
+        )
 
     @property
     def checkpoints(self) -> str:
@@ -242,10 +269,7 @@ class Worker:
         """What training came to, with the best weights; on the first worker alone."""
         weights = self.keep_best()
         job = self._job
-        predictions = {"dev": self.predict(job.dev), "test": self.predict(job.test)}
-        predictions["test_documents"] = self.predict(join_examples(job.test, JOINED))
-        if self._untrained is not None:
-            predictions["untrained"] = self._untrained
+        predictions = predictions_of(job, self.predict, self._untrained)
         peak = torch.tensor(peak_memory(self._device), dtype=torch.float64, device=self._device)
         dist.all_reduce(peak, dist.ReduceOp.MAX)
         self._clock.phase("save")
@@ -271,6 +295,19 @@ class Worker:
     def close(self) -> None:
         """Let go of the engine, for another worker of this process."""
         self._engine.close()
+
+
+def predictions_of(
+    job: TrainJob,
+    predict: Callable[[Sequence[Example]], list[list[Entity]]],
+    untrained: list[list[Entity]] | None,
+) -> dict[str, list[list[Entity]]]:
+    """As an Outcome has them, with the weights that ``predict`` uses now."""
+    predictions = {"dev": predict(job.dev), "test": predict(job.test)}
+    predictions["test_documents"] = predict(join_examples(job.test, JOINED))
+    if untrained is not None:
+        predictions["untrained"] = untrained
+    return predictions
 
 
 def base_here(job: TrainJob, *, looks: bool) -> Base:
