@@ -26,6 +26,12 @@ class Seen:
     wrong: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     under_way: int = 0
+    slowest: float = 0.0
+    """Seconds, of those answered."""
+
+    def __str__(self) -> str:
+        asked = self.answered + len(self.failed)
+        return f"{len(self.failed)} of {asked} failed, the slowest answer took {self.slowest:.1f} s"
 
     def check(self) -> None:
         """No answer was wrong, and a thousandth at most were not given."""
@@ -91,9 +97,11 @@ class Asking:
                     self.seen.under_way -= 1
                     self.seen.failed.append(said)
                 continue
+            took = time.monotonic() - began
             right = [(e.start, e.end, e.label) for e in found] == self._expected[version or 1][i]
             with self._lock:
                 self.seen.under_way -= 1
                 self.seen.answered += 1
+                self.seen.slowest = max(self.seen.slowest, took)
                 if not right:
                     self.seen.wrong.append(f"{self._texts[i]!r} by {version}: {found}")

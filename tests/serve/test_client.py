@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 import raytag
 from raytag.client import (
+    ASKED_TWICE_AT_ONCE,
     CHARACTERS_A_REQUEST,
     CONNECT_SECONDS,
     LATE,
@@ -37,6 +38,7 @@ from raytag.client import (
     Request,
     Send,
     ServiceError,
+    Spare,
 )
 from raytag.errors import DataError, RaytagError, SettingsError
 from raytag.text.spans import Entity
@@ -308,19 +310,57 @@ def test_a_pause_that_does_not_fit_is_not_begun(service: Service, extract: Extra
 
 
 def test_a_slow_service_is_waited_for(service: Service, extract: Extract) -> None:
-    service.script = [slowly]
+    service.script = [slowly, hang]
     assert extract(service.url, [TEXT], timeout=2) == [FOUND]
-    assert len(service.seen) == 1
+    assert len(service.seen) == 2
+
+
+def test_where_a_proxy_hides_that_a_host_is_gone_another_is_asked_beside_it(
+    service: Service, extract: Extract
+) -> None:
+    service.script = [hang]
+    assert extract(service.url, [TEXT], timeout=1) == [FOUND]
+    stuck, answered = service.seen
+    assert stuck.peer != answered.peer
+    assert stuck.headers["X-Request-Id"] == answered.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize("failing", [refusing(503), refusing(429, Retry_After="60"), reset])
+def test_that_the_one_beside_it_fails_ends_no_request(
+    service: Service, extract: Extract, failing: Act
+) -> None:
+    service.script = [slowly, failing]
+    assert extract(service.url, [TEXT], timeout=2, tries=2) == [FOUND]
+    assert len(service.seen) == 2
+
+
+def test_a_service_that_is_slow_for_everybody_is_not_asked_for_twice_the_work(
+    service: Service,
+) -> None:
+    calls, most = 30, 30 + ASKED_TWICE_AT_ONCE
+
+    def when_all_are_there(handler: Handler) -> None:
+        while len(service.seen) < most and not service.over.wait(0.01):
+            pass
+        good(handler)
+
+    service.script = [when_all_are_there] * 100
+    with (
+        raytag.Client(service.url, KEY, domain="news", timeout=6) as client,
+        ThreadPoolExecutor(calls) as pool,
+    ):
+        assert list(pool.map(client.extract, [[TEXT]] * calls)) == [[FOUND]] * calls
+    assert len(service.seen) == most
 
 
 @pytest.mark.parametrize("act", [hang, drip, drip_headers])
 def test_a_call_ends_when_its_time_is_over(service: Service, extract: Extract, act: Act) -> None:
-    service.script = [refusing(503), act]
+    service.script = [refusing(503), act, act]
     began = time.monotonic()
     with pytest.raises(ServiceError, match=f"{LATE}: 0.5 seconds are over.*longer timeout"):
         extract(service.url, [TEXT], timeout=0.5)
     assert 0.45 < time.monotonic() - began < 1.5
-    assert len(service.seen) == 2
+    assert len(service.seen) == 3
 
 
 def test_a_service_that_is_not_there_is_said_to_be_so(extract: Extract) -> None:
@@ -653,7 +693,7 @@ def test_importing_the_package_reads_no_client() -> None:
 
 def test_a_pause_is_as_long_as_asked_for_and_a_little_more() -> None:
     now = 0.0
-    steps = Patience(4, 10, 0.25).ask(Request("GET", "/"), 10, lambda: now)
+    steps = Patience(4, 10, 0.25).ask(Request("GET", "/"), 10, Spare(), lambda: now)
     next(steps)
     pauses = []
     for after in ("", "2", "3"):
@@ -683,36 +723,59 @@ outcomes = st.one_of(
 
 
 @given(
-    st.lists(st.tuples(outcomes, st.floats(0, 5) | st.just(0.01)), min_size=6, max_size=6),
+    st.lists(st.tuples(outcomes, st.floats(0, 25) | st.just(0.01)), min_size=6, max_size=6),
     st.integers(1, 6),
     st.floats(0.01, 20),
     st.floats(0, 100),
+    st.integers(0, 3),
 )
 def test_however_it_goes_a_call_keeps_to_its_time_and_tries(
-    script: list[tuple[Reply | Lost, float]], tries: int, timeout: float, backoff: float
+    script: list[tuple[Reply | Lost, float]],
+    tries: int,
+    timeout: float,
+    backoff: float,
+    twice: int,
 ) -> None:
-    now, sent, paused = 100.0, 0, 0.0
+    now, sent, joined, asked_for = 100.0, 0, 0, 0.0
     last: Reply | Lost | None = None
+    under_way: list[tuple[float, Reply | Lost]] = []
     end: Reply | ServiceError
-    steps = Patience(tries, timeout, backoff).ask(Request("GET", "/"), now + timeout, lambda: now)
+    spare = Spare()
+    while spare.take():
+        pass
+    for _ in range(10 * twice):
+        spare.asked()
+    steps = Patience(tries, timeout, backoff).ask(
+        Request("GET", "/"), now + timeout, spare, lambda: now
+    )
     try:
         step = next(steps)
         while True:
+            wait = step.seconds
             if isinstance(step, Send):
-                if last is not None:
-                    assert isinstance(last, Lost) or last.status in RETRIED
-                    after = last.headers["retry-after"] if isinstance(last, Reply) else ""
-                    assert paused >= (float(after) if after.isdecimal() else 0)
+                assert now >= asked_for
                 assert 0 < step.connect <= step.seconds <= 100 + timeout - now + 1e-9
-                last, took = script[sent]
-                sent, paused = sent + 1, 0.0
+                assert step.anew == bool(under_way)
+                joined += step.anew
+                wait = step.alone
+                outcome, took = script[sent]
+                sent += 1
                 if took >= step.seconds:
-                    last, took = Lost(LATE), step.seconds
-                now += took
-                step = steps.send(last)
-            else:
-                now, paused = now + step.seconds, paused + step.seconds
+                    outcome, took = Lost(LATE), step.seconds
+                under_way.append((now + took, outcome))
+                assert len(under_way) <= 2
+            first = min(under_way, key=lambda one: one[0], default=None)
+            if first is None or first[0] > now + wait:
+                now += wait
                 step = steps.send(None)
+                continue
+            under_way.remove(first)
+            now, last = first
+            if not under_way and isinstance(last, Reply):
+                after = last.headers["retry-after"]
+                asked_for = now + (float(after) if after.isdecimal() else 0.0)
+            step = steps.send(last)
+            assert isinstance(last, Lost) or last.status in RETRIED
     except StopIteration as done:
         end = done.value
     except ServiceError as exc:
@@ -725,4 +788,5 @@ def test_however_it_goes_a_call_keeps_to_its_time_and_tries(
         assert end is last
         assert status == 200
     assert 1 <= sent <= tries
+    assert joined <= twice
     assert now <= 100 + timeout + 1e-9
