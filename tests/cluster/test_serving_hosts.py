@@ -89,7 +89,7 @@ def test_requests_succeed_though_one_of_two_hosts_is_lost(deployed: Deployed, ho
     hosts = deployed.hosts
     hosts.have_workers(2)
     until(deployed.whole, 120, f"replicas run: {WHOLE}")
-    # As a load balancer that ends connections itself: whoever cannot be connected to is passed over.
+    # As a load balancer that ends connections itself, and passes over what takes none.
     targets = [(host.address, deployed.port) for host in (hosts.head, *hosts.workers)]
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
