@@ -61,21 +61,26 @@ DEV, TEST = 400, 1000
 HELD_OUT = 150
 """Of CrossNER's dev, where the rest of it joins the 200 sentences of train to make 500."""
 SMALL = {"dev": 100, "test": 200}
-PARTS = ("minilm-200", "minilm-500", "sample-tag", "sample-generate")
+PARTS = ("minilm-200", "why", "minilm-500", "sample-tag", "sample-generate")
+SMALL_PARTS = ("minilm-200", "sample-tag", "sample-generate")
 HEAD_RATES = [3e-3, 1e-2]
 """Of the tagging head's own layer: a confound, so it is swept for all methods alike."""
 GRACE = 0.4
+WHY = {"dev": 200, "test": 300}
+"""Sentences of the part that asks what LoRA+ changes."""
 
 
 def told_of(part: str, *, small: bool) -> dict[str, Any] | None:
     """The part's sweep; None where its data is not there."""
     job: dict[str, Any] = {"epochs": 10, "patience": 0}
     told: dict[str, Any] = {"output": str((RUNS / "small" if small else RESULTS) / part)}
-    if part.startswith("minilm"):
+    if part.startswith("minilm") or part == "why":
         folder = os.environ.get("RAYTAG_DATA")
         if folder is None or not (Path(folder) / "ner").is_dir():
             return None
         job |= {"base": minilm(), "batch_size": 16, "load_in": "bf16"}
+        if part == "why":
+            return {**told, "job": {**job, "head_lr": HEAD_RATES[-1]}, **why(Path(folder))}
         names = [*SETS][:1] if small else SETS
         few = part == "minilm-200"
         told["data"] = dict(set_of(Path(folder), name, few=few) for name in names)
@@ -110,6 +115,33 @@ def methods(scale: float) -> dict[str, dict[str, Any]]:
         "full": {"grid": grid(1e-4, 2e-4, 4e-4)},
         # From scratch it takes more passes, which are cheap.
         "spaCy": {"epochs": 40, "dropout": 0.2, "grid": {"lr": [5e-4, 1e-3, 2e-3]}},
+    }
+
+
+def why(folder: Path) -> dict[str, Any]:
+    """What is left of LoRA+'s gain where B has the rate that is best for LoRA, and A's alone
+    changes; what the recipe's own comparison shows, both at its rate of A; and what else might
+    hold LoRA+ back. Of the first set, without a search."""
+    name = next(iter(SETS))
+    train, dev, test = (examples_of(folder / "ner" / name / file) for file in SETS[name])
+    rate = 2e-3
+    plus = {"ratio": 16, "lr": rate / 16}
+    return {
+        "data": {name: written(f"{name}-short", train, dev[: WHY["dev"]], test[: WHY["test"]])},
+        "examples": [200],
+        "methods": {
+            "LoRA": {"ratio": 1, "lr": rate},
+            "A at 1/4": {"ratio": 4, "lr": rate / 4},
+            "A at 1/16": plus,
+            "A at 1/64": {"ratio": 64, "lr": rate / 64},
+            "A at rest": {"ratio": 1e6, "lr": rate / 1e6},
+            "LoRA at 1e-4": {"ratio": 1, "lr": 1e-4},
+            "LoRA+ 16 at 1e-4": {"ratio": 16, "lr": 1e-4},
+            "1/16, no warm-up": {**plus, "warmup": 0.0},
+            "1/16, constant": {**plus, "schedule": "constant"},
+            "1/16, decay 0.1": {**plus, "weight_decay": 0.1},
+            "1/16, alpha 128": {**plus, "alpha": 128.0},  # rsLoRA's scale at rank 16
+        },
     }
 
 
@@ -189,8 +221,7 @@ def main() -> None:
     # Slots run them, and know the package alone.
     ray.cloudpickle.register_pickle_by_value(evidence_baselines)
     failed = {}
-    small = [part for part in PARTS if part != "minilm-500"]
-    for part in arguments.parts or (small if arguments.small else PARTS):
+    for part in arguments.parts or (SMALL_PARTS if arguments.small else PARTS):
         told = told_of(part, small=arguments.small)
         if told is None:
             print(f"{part} is left out: RAYTAG_DATA names no folder with the sets")

@@ -23,6 +23,7 @@ FREE = frozenset(
         # Where things lie and how the job is run; what is read has fingerprints of its own.
         *("base", "train", "dev", "test", "output", "overwrite", "dry_run", "mlflow"),
         *("tenant", "domain", "registry", "warm_start"),
+        "auto",  # it shapes what it picks, which is told
         *("workers", "cpus", "max_failures", "accelerator", "wait_for_nodes"),
         # How the same steps are computed may change on the way, when memory runs out, say.
         *("batch_tokens", "device", "zero", "offload", "gradient_checkpointing"),

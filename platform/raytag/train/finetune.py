@@ -32,6 +32,7 @@ from raytag.model.base import find_base, head_config
 from raytag.placement import Seat, find_seat
 from raytag.registry.records import Version
 from raytag.report.content import from_json
+from raytag.train.advice import advised
 from raytag.train.attempt import attempt
 from raytag.train.data import FREE, gather, settings_fingerprint
 from raytag.train.follow import Follower, Mailbox, check_mlflow
@@ -58,6 +59,7 @@ def finetune(settings: FinetuneSettings) -> Published | None:
     base = find_base(settings.base, settings.revision, weights=False)
     head_config(base, settings.head, ())
     data = gather(settings)
+    settings = advised(settings, len(data.train), base)
     parent = read_parent(settings)
     for note in data.notes:
         print(note)

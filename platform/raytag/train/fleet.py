@@ -227,13 +227,14 @@ class Worker:
     def _begin(self, entry: Entry) -> "_Begun | Result":
         """Read an entry's data; its version where this very run has been published already."""
         from raytag.registry.registry import Registry
+        from raytag.train.advice import advised
         from raytag.train.data import gather, settings_fingerprint
         from raytag.train.lineage import begun_from, read_parent
         from raytag.train.pack import Member
 
-        settings = entry.settings
-        data = gather(settings)
+        data = gather(entry.settings)
         self._load(entry)
+        settings = advised(entry.settings, len(data.train), self._packed.base)
         weights = self._packed.fingerprint
         parent = read_parent(settings)
         start = begun_from(settings, weights, parent)

@@ -9,7 +9,7 @@ attention scores, which fused attention does not keep.
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from raytag.model.settings import LoraSettings
 
@@ -50,6 +50,22 @@ class MemoryNeed:
         return [f"{value / GIB:8.2f} GiB  {name}" for name, value in parts.items()]
 
 
+def count_weights(config: PreTrainedConfig) -> int:
+    """All weights of a base, without a head's own."""
+    return _count(_laid_out(config))
+
+
+def _laid_out(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model without weights."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModel.from_config(config)
+    return model
+
+
+def _count(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def memory_need(
     config: PreTrainedConfig,
     *,
@@ -65,9 +81,8 @@ def memory_need(
 ) -> MemoryNeed:
     """Bytes one worker needs. ``longest`` is the longest example in tokens; ``generates`` says
     that every labelled position is scored over the whole vocabulary."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
-    total = sum(parameter.numel() for parameter in model.parameters())
+    model = _laid_out(config)
+    total = _count(model)
     blocks = [
         (path, module)
         for path, module in model.named_modules()

@@ -70,6 +70,9 @@ class FinetuneSettings:
     """Dropout on the adapter's input; 0 turns off every other dropout of the base too."""
     targets: tuple[str, ...] = ()
     """Layers to adapt, as [q_proj,v_proj]; none means all linear ones of attention and MLP."""
+    auto: bool = False
+    """Pick rates, batch_size and epochs by the number of examples and the size of the base; what
+    is not at its default stands."""
     lr: float = 1e-4
     """Learning rate of A."""
     ratio: float = 16.0

@@ -29,6 +29,7 @@ PLACED = ("cpus", "device", "accelerator")
 NOT_FOR_TRIALS = (
     *("tenant", "domain", "registry", "overwrite", "dry_run", "mlflow", "checkpoint_every"),
     *("workers", "max_failures", "wait_for_nodes", "dev_share", "test_share", "score_untrained"),
+    "auto",
     *PLACED,
 )
 """Settings of one job that are the sweep's to say, or make no sense for a trial, which is one

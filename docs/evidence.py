@@ -1,0 +1,187 @@
+"""The tables and plots of evidence.md, from the records of benchmarks/evidence.py.
+
+    python docs/evidence.py            # prints the tables
+    python docs/evidence.py --plots    # writes evidence.svg
+
+A contest counts once every method has all its seeds; those that have not are named.
+"""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from raytag.report.charts import Chart, chart
+from raytag.report.comparison import Comparison, Contest, Spread, Standing, TrialRecord, compare
+
+DOCS = Path(__file__).resolve().parent
+RESULTS = DOCS.parent / "benchmarks" / "results" / "evidence"
+PARTS = {
+    "minilm-200": ("LoRA", "LoRA+ 4", "LoRA+ 16", "full", "spaCy"),
+    "minilm-500": ("LoRA", "LoRA+ 4", "LoRA+ 16", "full", "spaCy"),
+    "sample-tag": ("LoRA", "LoRA+ 4", "LoRA+ 16", "full", "spaCy"),
+    "sample-generate": ("LoRA", "LoRA+ 4", "LoRA+ 16", "full"),
+}
+"""Methods by part, the reference first."""
+SEEDS = 3
+COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377", "#888888")
+WIDE, HIGH, GAP = 300, 200, 60
+"""Of a plot, and between two, in pixels."""
+
+
+def comparison(part: str, reference: str = "LoRA") -> Comparison:
+    """All that is on file of a part, in the order its trials come in."""
+    places = (RESULTS / part / "trials").glob("*.json")
+    records = [TrialRecord.from_json(place.read_text(encoding="utf-8")) for place in places]
+    order = PARTS.get(part, (reference,))
+    records.sort(
+        key=lambda one: (
+            *(one.data, one.examples),
+            order.index(one.method) if one.method in order else len(order),
+            *(one.method, one.seed, sorted(one.point.items())),
+        )
+    )
+    return compare(part, records, reference=reference, first_seed=0)
+
+
+def complete(part: str) -> list[Contest]:
+    """The contests in which every method has been searched and repeated."""
+    methods = set(PARTS[part])
+    return [
+        contest
+        for contest in comparison(part).contests
+        if {one.method for one in contest.standings if len(one.seeds) == SEEDS} == methods
+    ]
+
+
+def tables() -> Iterator[str]:
+    for part, methods in PARTS.items():
+        contests = complete(part)
+        if not contests:
+            continue
+        yield from ("", f"| {part}: test F1 | {' | '.join(methods)} |", _rule(len(methods)))
+        for contest in contests:
+            known = {one.method: one for one in contest.standings}
+            best = contest.best.method
+            cells = [
+                f"**{_spread(known[name].test)}**" if name == best else _spread(known[name].test)
+                for name in methods
+            ]
+            yield f"| {contest.data}, {contest.examples or 'all'} | {' | '.join(cells)} |"
+        head = "dev F1, its own | and LoRA's | steps to LoRA's best | test F1, difference"
+        yield from ("", f"| {part}: LoRA+ against LoRA | {head} |", _rule(4))
+        for contest in contests:
+            yield from _against(contest)
+        yield from ("", f"| {part}: best point | {' | '.join(methods)} |", _rule(len(methods)))
+        for contest in contests:
+            known = {one.method: one for one in contest.standings}
+            cells = [_point(known[name]) for name in methods]
+            yield f"| {contest.data}, {contest.examples or 'all'} | {' | '.join(cells)} |"
+    yield from ("", "| B at 2e-3 | dev F1 | test F1 | steps to LoRA's best |", _rule(3))
+    for contest in comparison("why").contests:
+        for one in contest.standings:
+            cells = (_spread(one.dev), _spread(one.test), _steps(one))
+            yield f"| {one.method} | {' | '.join(cells)} |"
+
+
+def _against(contest: Contest) -> Iterator[str]:
+    lora, *others = contest.standings
+    for one in others:
+        if not one.method.startswith("LoRA+"):
+            continue
+        assert one.difference is not None
+        f1, low, high = one.difference.f1, one.difference.low, one.difference.high
+        cells = (
+            *(_spread(one.dev), _spread(lora.dev), _steps(one)),
+            f"{f1:+.3f} [{low:+.3f}, {high:+.3f}]",
+        )
+        yield f"| {contest.data}, {contest.examples or 'all'}, {one.method} | {' | '.join(cells)} |"
+
+
+def _rule(columns: int) -> str:
+    return "|---" * (columns + 1) + "|"
+
+
+def _spread(found: Spread, digits: int = 3) -> str:
+    return f"{found.mean:.{digits}f}" + (
+        "" if found.deviation is None else f" ± {found.deviation:.{digits}f}"
+    )
+
+
+def _steps(one: Standing) -> str:
+    if one.difference is None:
+        return "1"
+    if one.steps_ratio is None:
+        return f"0 of {len(one.seeds)} reached it"
+    return f"{_spread(one.steps_ratio, 2)} ({one.reached} of {len(one.seeds)})"
+
+
+def _point(one: Standing) -> str:
+    return ", ".join(f"{value:g}" for value in one.point.values())
+
+
+def plots(contests: Sequence[Contest], columns: int = 3) -> str:
+    """Dev F1 by step, a plot for each contest, as one SVG that does on light and dark pages."""
+    columns = min(columns, len(contests))
+    rows = -(-len(contests) // columns)
+    size = columns * (WIDE + GAP) + GAP, rows * (HIGH + 2 * GAP)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" '
+        f'font-family="sans-serif" font-size="12" fill="#777">'
+    ]
+    names = [one.method for one in contests[0].standings if one.method != "spaCy"]
+    for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
+        x = GAP + 85 * i
+        parts.append(f'<path d="M{x} 22h24" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="{x + 30}" y="26">{escape(name)}</text>')
+    for i, contest in enumerate(contests):
+        x, y = GAP + i % columns * (WIDE + GAP), GAP + 20 + i // columns * (HIGH + 2 * GAP)
+        lines = [
+            (one.method, [(float(step), f1) for step, f1 in one.curve])
+            for one in contest.standings
+            if one.method in names
+        ]
+        last = max(points[-1][0] for _, points in lines)
+        drawn = chart(lines, x_range=(0.0, last))
+        assert drawn is not None
+        parts.append(f'<g transform="translate({x} {y})">')
+        parts += _plot(drawn, f"{contest.data}, {contest.examples or 'all'} examples")
+        parts.append("</g>")
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _plot(drawn: Chart, title: str) -> Iterator[str]:
+    yield f'<text y="-14" font-size="14">{escape(title)}</text>'
+    for tick in drawn.y_ticks:
+        y = HIGH * (1 - tick.at / 100)
+        yield f'<path d="M0 {y:.1f}h{WIDE}" stroke="#777" stroke-opacity="0.3"/>'
+        yield f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{tick.label}</text>'
+    for tick in drawn.x_ticks:
+        x = WIDE * tick.at / 100
+        yield f'<text x="{x:.1f}" y="{HIGH + 18}" text-anchor="middle">{tick.label}</text>'
+    for line, colour in zip(drawn.lines, COLOURS, strict=False):
+        path = re.sub(r"([\d.]+) ([\d.]+)", _in_pixels, line.path)
+        yield f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+
+
+def _in_pixels(percent: re.Match[str]) -> str:
+    return f"{float(percent[1]) * WIDE / 100:.1f} {float(percent[2]) * HIGH / 100:.1f}"
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--plots"]:
+        contests = [contest for part in ("minilm-200", "minilm-500") for contest in complete(part)]
+        (DOCS / "evidence.svg").write_text(plots(contests), encoding="utf-8")
+        return
+    for line in tables():
+        print(line)
+    for part in PARTS:
+        done = {(one.data, one.examples) for one in complete(part)}
+        left = [c.name for c in comparison(part).contests if (c.data, c.examples) not in done]
+        if left:
+            print(f"{part}: not complete: {', '.join(left)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
