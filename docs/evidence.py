@@ -24,25 +24,29 @@ PARTS = {
     "sample-generate": ("LoRA", "LoRA+ 4", "LoRA+ 16", "full"),
 }
 """Methods by part, the reference first."""
+WHY = (
+    *("LoRA", "A at 1/4", "A at 1/16", "A at 1/64", "A at rest", "LoRA at 1e-4"),
+    *("LoRA+ 16 at 1e-4", "1/16, no warm-up", "1/16, constant", "1/16, decay 0.1"),
+    "1/16, alpha 128",
+)
 SEEDS = 3
 COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377", "#888888")
 WIDE, HIGH, GAP = 300, 200, 60
 """Of a plot, and between two, in pixels."""
 
 
-def comparison(part: str, reference: str = "LoRA") -> Comparison:
+def comparison(part: str) -> Comparison:
     """All that is on file of a part, in the order its trials come in."""
     places = (RESULTS / part / "trials").glob("*.json")
     records = [TrialRecord.from_json(place.read_text(encoding="utf-8")) for place in places]
-    order = PARTS.get(part, (reference,))
+    order = PARTS.get(part, WHY)
     records.sort(
         key=lambda one: (
-            *(one.data, one.examples),
-            order.index(one.method) if one.method in order else len(order),
-            *(one.method, one.seed, sorted(one.point.items())),
+            *(one.data, one.examples, order.index(one.method), one.seed),
+            sorted(one.point.items()),
         )
     )
-    return compare(part, records, reference=reference, first_seed=0)
+    return compare(part, records, reference=order[0], first_seed=0)
 
 
 def complete(part: str) -> list[Contest]:
@@ -78,7 +82,11 @@ def tables() -> Iterator[str]:
             known = {one.method: one for one in contest.standings}
             cells = [_point(known[name]) for name in methods]
             yield f"| {contest.data}, {contest.examples or 'all'} | {' | '.join(cells)} |"
-    yield from ("", "| B at 2e-3 | dev F1 | test F1 | steps to LoRA's best |", _rule(3))
+    yield from (
+        "",
+        "| crossner-politics, 200: B at 2e-3 | dev F1 | test F1 | steps to LoRA's best |",
+        _rule(3),
+    )
     for contest in comparison("why").contests:
         for one in contest.standings:
             cells = (_spread(one.dev), _spread(one.test), _steps(one))
