@@ -131,6 +131,7 @@ def why(folder: Path) -> dict[str, Any]:
         "examples": [200],
         "methods": {
             "LoRA": {"ratio": 1, "lr": rate},
+            "A at 2": {"ratio": 0.5, "lr": rate * 2},
             "A at 1/4": {"ratio": 4, "lr": rate / 4},
             "A at 1/16": plus,
             "A at 1/64": {"ratio": 64, "lr": rate / 64},

@@ -25,7 +25,7 @@ PARTS = {
 }
 """Methods by part, the reference first."""
 WHY = (
-    *("LoRA", "A at 1/4", "A at 1/16", "A at 1/64", "A at rest", "LoRA at 1e-4"),
+    *("LoRA", "A at 2", "A at 1/4", "A at 1/16", "A at 1/64", "A at rest", "LoRA at 1e-4"),
     *("LoRA+ 16 at 1e-4", "1/16, no warm-up", "1/16, constant", "1/16, decay 0.1"),
     "1/16, alpha 128",
 )

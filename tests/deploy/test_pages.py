@@ -11,7 +11,11 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 @pytest.mark.parametrize(
     ("program", "page", "count"),
-    [("sizing.py", "operations.md", 10), ("scaling.py", "scaling.md", 44)],
+    [
+        ("sizing.py", "operations.md", 10),
+        ("scaling.py", "scaling.md", 44),
+        ("evidence.py", "evidence.md", 28),
+    ],
 )
 def test_the_page_says_what_the_arithmetic_says(program: str, page: str, count: int) -> None:
     ran = subprocess.run(
