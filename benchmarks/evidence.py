@@ -123,7 +123,7 @@ def why(folder: Path) -> dict[str, Any]:
     changes; what the recipe's own comparison shows, both at its rate of A; and what else might
     hold LoRA+ back. Of the first set, without a search."""
     name = next(iter(SETS))
-    train, dev, test = (examples_of(folder / "ner" / name / file) for file in SETS[name])
+    train, dev, test = parts_of(folder, name)
     rate = 2e-3
     plus = {"ratio": 16, "lr": rate / 16}
     return {
@@ -182,7 +182,7 @@ def smaller(told: dict[str, Any]) -> dict[str, Any]:
 
 def set_of(folder: Path, name: str, *, few: bool) -> tuple[str, dict[str, str]]:
     """A set by its name as the sweep takes it, written below RUNS as it is used."""
-    train, dev, test = (examples_of(folder / "ner" / name / file) for file in SETS[name])
+    train, dev, test = parts_of(folder, name)
     if few or not name.startswith("crossner"):
         return name, written(name, train, dev[:DEV], test[:TEST])
     # Its train has 200 sentences; 500 need dev's too, which leaves less of it to choose by.
@@ -190,8 +190,10 @@ def set_of(folder: Path, name: str, *, few: bool) -> tuple[str, dict[str, str]]:
     return f"{name} and its dev", written(f"{name}-and-dev", *more)
 
 
-def examples_of(file: Path) -> list[Example]:
-    return list(read_examples(str(file), "conll").examples)
+def parts_of(folder: Path, name: str) -> list[list[Example]]:
+    """Train, dev and test of a set."""
+    files = (folder / "ner" / name / file for file in SETS[name])
+    return [list(read_examples(str(file), "conll").examples) for file in files]
 
 
 def written(name: str, *parts: list[Example]) -> dict[str, str]:

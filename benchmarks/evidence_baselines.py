@@ -63,11 +63,11 @@ def train_spacy(job: TrainJob, device: torch.device) -> Steps:
             for doc in nlp.pipe([example.text for example in examples], batch_size=128)
         ]
 
-    rows = [annotated(example) for example in job.train]
+    rows = [annotated(example) for example in job.data.train]
     optimizer = nlp.initialize(lambda: rows)
     optimizer.learn_rate = told.lr
     total = told.epochs * -(-len(rows) // told.batch_size)
-    gold = [example.entities for example in job.dev]
+    gold = [example.entities for example in job.data.dev]
     chance = random.Random(told.seed)
     begun, kept = time.monotonic(), b""
     while progress.step < total and not progress.stopped_early:
@@ -78,12 +78,12 @@ def train_spacy(job: TrainJob, device: torch.device) -> Steps:
             progress.step += 1
             record: dict[str, Any] = {"step": progress.step, "loss": float(losses["ner"])}
             if turn == len(batches):
-                record["dev_f1"] = score(gold, found(job.dev)).f1
+                record["dev_f1"] = score(gold, found(job.data.dev)).f1
                 if progress.judge(record["dev_f1"], told.patience):
                     kept = nlp.to_bytes()
             yield _completed(record, progress, total, begun)
     nlp.from_bytes(kept)
-    return found(job.test)
+    return found(job.data.test)
 
 
 def _completed(

@@ -8,20 +8,22 @@ A contest counts once every method has all its seeds; those that have not are na
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 
 from raytag.report.charts import Chart, chart
-from raytag.report.comparison import Comparison, Contest, Spread, Standing, TrialRecord, compare
+from raytag.report.comparison import Comparison, Contest, Standing, TrialRecord, compare
 
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS.parent / "benchmarks" / "results" / "evidence"
+ADAPTED = ("LoRA", "LoRA+ 4", "LoRA+ 16", "full")
 PARTS = {
-    "minilm-200": ("LoRA", "LoRA+ 4", "LoRA+ 16", "full", "spaCy"),
-    "minilm-500": ("LoRA", "LoRA+ 4", "LoRA+ 16", "full", "spaCy"),
-    "sample-tag": ("LoRA", "LoRA+ 4", "LoRA+ 16", "full", "spaCy"),
-    "sample-generate": ("LoRA", "LoRA+ 4", "LoRA+ 16", "full"),
+    "minilm-200": (*ADAPTED, "spaCy"),
+    "minilm-500": (*ADAPTED, "spaCy"),
+    "sample-tag": (*ADAPTED, "spaCy"),
+    "sample-generate": ADAPTED,
 }
 """Methods by part, the reference first."""
 WHY = (
@@ -35,6 +37,7 @@ WIDE, HIGH, GAP = 300, 200, 60
 """Of a plot, and between two, in pixels."""
 
 
+@cache
 def comparison(part: str) -> Comparison:
     """All that is on file of a part, in the order its trials come in."""
     places = (RESULTS / part / "trials").glob("*.json")
@@ -64,57 +67,41 @@ def tables() -> Iterator[str]:
         contests = complete(part)
         if not contests:
             continue
-        yield from ("", f"| {part}: test F1 | {' | '.join(methods)} |", _rule(len(methods)))
-        for contest in contests:
-            known = {one.method: one for one in contest.standings}
-            best = contest.best.method
-            cells = [
-                f"**{_spread(known[name].test)}**" if name == best else _spread(known[name].test)
-                for name in methods
-            ]
-            yield f"| {contest.data}, {contest.examples or 'all'} | {' | '.join(cells)} |"
-        head = "dev F1, its own | and LoRA's | steps to LoRA's best | test F1, difference"
-        yield from ("", f"| {part}: LoRA+ against LoRA | {head} |", _rule(4))
-        for contest in contests:
-            yield from _against(contest)
-        yield from ("", f"| {part}: best point | {' | '.join(methods)} |", _rule(len(methods)))
-        for contest in contests:
-            known = {one.method: one for one in contest.standings}
-            cells = [_point(known[name]) for name in methods]
-            yield f"| {contest.data}, {contest.examples or 'all'} | {' | '.join(cells)} |"
-    yield from (
-        "",
-        "| crossner-politics, 200: B at 2e-3 | dev F1 | test F1 | steps to LoRA's best |",
-        _rule(3),
+        known = [{one.method: one for one in contest.standings} for contest in contests]
+        test, points = [], []
+        for contest, found in zip(contests, known, strict=True):
+            words = {name: found[name].test.in_words() for name in methods}
+            words[contest.best.method] = f"**{words[contest.best.method]}**"
+            test.append((contest.name, *words.values()))
+            points.append((contest.name, *(_point(found[name]) for name in methods)))
+        yield from _table((f"{part}: test F1", *methods), test)
+        head = ("dev F1, its own", "and LoRA's", "steps to LoRA's best", "test F1, difference")
+        against = (row for contest in contests for row in _against(contest))
+        yield from _table((f"{part}: LoRA+ against LoRA", *head), against)
+        yield from _table((f"{part}: best point", *methods), points)
+    (contest,) = comparison("why").contests
+    yield from _table(
+        ("crossner-politics, 200: B at 2e-3", "dev F1", "test F1", "steps to LoRA's best"),
+        (
+            (one.method, one.dev.in_words(), one.test.in_words(), _steps(one))
+            for one in contest.standings
+        ),
     )
-    for contest in comparison("why").contests:
-        for one in contest.standings:
-            cells = (_spread(one.dev), _spread(one.test), _steps(one))
-            yield f"| {one.method} | {' | '.join(cells)} |"
 
 
-def _against(contest: Contest) -> Iterator[str]:
+def _against(contest: Contest) -> Iterator[Sequence[str]]:
     lora, *others = contest.standings
     for one in others:
-        if not one.method.startswith("LoRA+"):
-            continue
-        assert one.difference is not None
-        f1, low, high = one.difference.f1, one.difference.low, one.difference.high
-        cells = (
-            *(_spread(one.dev), _spread(lora.dev), _steps(one)),
-            f"{f1:+.3f} [{low:+.3f}, {high:+.3f}]",
-        )
-        yield f"| {contest.data}, {contest.examples or 'all'}, {one.method} | {' | '.join(cells)} |"
+        if one.method.startswith("LoRA+"):
+            assert one.difference is not None
+            dev, difference = one.dev.in_words(), one.difference.in_words()
+            yield f"{contest.name}, {one.method}", dev, lora.dev.in_words(), _steps(one), difference
 
 
-def _rule(columns: int) -> str:
-    return "|---" * (columns + 1) + "|"
-
-
-def _spread(found: Spread, digits: int = 3) -> str:
-    return f"{found.mean:.{digits}f}" + (
-        "" if found.deviation is None else f" ± {found.deviation:.{digits}f}"
-    )
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield ""
+    for cells in (head, ["---"] * len(head), *rows):
+        yield f"| {' | '.join(cells)} |"
 
 
 def _steps(one: Standing) -> str:
@@ -122,7 +109,7 @@ def _steps(one: Standing) -> str:
         return "1"
     if one.steps_ratio is None:
         return f"0 of {len(one.seeds)} reached it"
-    return f"{_spread(one.steps_ratio, 2)} ({one.reached} of {len(one.seeds)})"
+    return f"{one.steps_ratio.in_words(2)} ({one.reached} of {len(one.seeds)})"
 
 
 def _point(one: Standing) -> str:
@@ -154,7 +141,7 @@ def plots(contests: Sequence[Contest], columns: int = 3) -> str:
         drawn = chart(lines, x_range=(0.0, last))
         assert drawn is not None
         parts.append(f'<g transform="translate({x} {y})">')
-        parts += _plot(drawn, f"{contest.data}, {contest.examples or 'all'} examples")
+        parts += _plot(drawn, contest.name)
         parts.append("</g>")
     return "\n".join([*parts, "</svg>", ""])
 

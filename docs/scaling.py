@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, LlamaConfig, PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig
+
+from raytag.train.memory import laid_out
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 RANK, LABELS = 16, 9
@@ -59,8 +61,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> "Shape":
-        with torch.device("meta"):
-            model = AutoModel.from_config(config)
+        model = laid_out(config)
         layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
         factors = [
             RANK * width for layer in layers for width in (layer.in_features, layer.out_features)

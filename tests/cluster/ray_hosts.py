@@ -86,8 +86,9 @@ class RayHosts:
     def have_workers(self, count: int) -> list[Host]:
         """So many workers that are up, some of them new and some sent away if need be."""
         # A host that answers nobody for seconds, as on a busy machine, is taken for dead for ever.
-        ended = [worker for worker in self.workers if self.ended(worker)]
-        for worker in (*ended, *[w for w in self.workers if w not in ended][count:]):
+        for worker in [worker for worker in self.workers if self.ended(worker)]:
+            self.kill(worker)
+        for worker in self.workers[count:]:
             self.kill(worker)
         while len(self.workers) < count:
             self.add_worker()

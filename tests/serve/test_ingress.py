@@ -114,12 +114,25 @@ class Replicas:
             await asyncio.sleep(0)
 
 
+Answer = asyncio.Task[list[Spans] | Refusal]
+
+
+def asking(replicas: Replicas, silent: float = 0.02) -> Answer:
+    models = Models(replicas.place, 0.1, silent)
+    return asyncio.create_task(models.extract("acme/news@1", ["a"], 60.0))
+
+
+async def asked_twice() -> tuple[Replicas, Answer]:
+    """A request after the model that took it has fallen silent."""
+    replicas = Replicas("engine-1", "engine-2")
+    answer = asking(replicas)
+    await replicas.asked("engine-1", "engine-2")
+    return replicas, answer
+
+
 @in_a_loop
 async def test_where_a_model_falls_silent_another_is_asked_and_the_first_answer_counts() -> None:
-    replicas = Replicas("engine-1", "engine-2")
-    models = Models(replicas.place, 0.1, silent=0.02)
-    answer = asyncio.create_task(models.extract("acme/news@1", ["a"], 60.0))
-    await replicas.asked("engine-1", "engine-2")
+    replicas, answer = await asked_twice()
     replicas.calls["engine-2"].set_result(FOUND)
     assert await answer == FOUND
     while replicas.ended != ["engine-2", "engine-1"]:  # nobody waits for the silent one any more
@@ -128,10 +141,7 @@ async def test_where_a_model_falls_silent_another_is_asked_and_the_first_answer_
 
 @in_a_loop
 async def test_of_a_model_that_was_silent_for_a_while_the_answer_counts_too() -> None:
-    replicas = Replicas("engine-1", "engine-2")
-    models = Models(replicas.place, 0.1, silent=0.02)
-    answer = asyncio.create_task(models.extract("acme/news@1", ["a"], 60.0))
-    await replicas.asked("engine-1", "engine-2")
+    replicas, answer = await asked_twice()
     replicas.calls["engine-1"].set_result(FOUND)
     assert await answer == FOUND
 
@@ -139,8 +149,7 @@ async def test_of_a_model_that_was_silent_for_a_while_the_answer_counts_too() ->
 @in_a_loop
 async def test_a_model_that_is_slow_but_gives_signs_of_life_is_asked_once() -> None:
     replicas = Replicas(*["engine-1"] * 100)
-    models = Models(replicas.place, 0.1, silent=0.02)
-    answer = asyncio.create_task(models.extract("acme/news@1", ["a"], 60.0))
+    answer = asking(replicas)
     while len(replicas.places) > 95:  # it has taken a call four times more
         await asyncio.sleep(0)
     replicas.calls["engine-1"].set_result(FOUND)
@@ -151,8 +160,7 @@ async def test_a_model_that_is_slow_but_gives_signs_of_life_is_asked_once() -> N
 @in_a_loop
 async def test_a_bug_in_a_model_is_raised_and_not_asked_for_again() -> None:
     replicas = Replicas("engine-1")
-    models = Models(replicas.place, 0.1)
-    answer = asyncio.create_task(models.extract("acme/news@1", ["a"], 60.0))
+    answer = asking(replicas, silent=60.0)
     await replicas.asked("engine-1")
     bug = RayTaskError("extract", "a traceback", RayActorError()).as_instanceof_cause()
     replicas.calls["engine-1"].set_exception(bug)

@@ -107,6 +107,11 @@ class Spread:
         """Of the sample; unknown of one value."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
+    def in_words(self, digits: int = 3) -> str:
+        deviation = self.deviation
+        words = f"{self.mean:.{digits}f}"
+        return words if deviation is None else f"{words} ± {deviation:.{digits}f}"
+
     def to_dict(self) -> dict[str, Any]:
         return {"mean": self.mean, "deviation": self.deviation, "values": list(self.values)}
 
@@ -118,6 +123,9 @@ class Difference:
     f1: float
     low: float
     high: float
+
+    def in_words(self) -> str:
+        return f"{self.f1:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

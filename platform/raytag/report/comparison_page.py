@@ -97,7 +97,7 @@ def _overview(comparison: Comparison) -> list[tuple[str, list[tuple[bool, str]]]
         known = {standing.method: standing for standing in contest.standings}
         best = contest.best.method
         cells = [
-            (method == best, _spread(known[method].test) if method in known else "–")
+            (method == best, known[method].test.in_words() if method in known else "–")
             for method in comparison.methods
         ]
         rows.append((contest.name, cells))
@@ -129,11 +129,9 @@ def _row(comparison: Comparison, standing: Standing) -> list[str]:
     return [
         standing.method,
         ", ".join(word + mark for word, mark in words) or "–",
-        _spread(standing.dev),
-        _spread(standing.test),
-        f"{difference.f1:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-        if difference
-        else "–",
+        standing.dev.in_words(),
+        standing.test.in_words(),
+        difference.in_words() if difference else "–",
         f"{standing.steps.mean:.0f}",
         "1" if reference else _ratio(ratio, standing.reached, len(standing.seeds)),
         duration(standing.seconds.mean),
@@ -145,12 +143,7 @@ def _row(comparison: Comparison, standing: Standing) -> list[str]:
 def _ratio(ratio: Spread | None, reached: int, seeds: int) -> str:
     if ratio is None:
         return "never"
-    return _spread(ratio, 2) + ("" if reached == seeds else f" ({reached} of {seeds})")
-
-
-def _spread(found: Spread, digits: int = 3) -> str:
-    deviation = found.deviation
-    return f"{found.mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+    return ratio.in_words(2) + ("" if reached == seeds else f" ({reached} of {seeds})")
 
 
 def _any_edge(comparison: Comparison) -> bool:

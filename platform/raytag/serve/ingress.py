@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -78,10 +79,11 @@ class Ingress:
         self._metrics = IngressMetrics()
         self._keys = KeyRing(settings.keys)
         self._switchboard = switchboard
+        place = partial(place_at, engines.extract, TAKEN)
         self._front = Front(
             id=uuid.uuid4().hex,
             settings=settings,
-            engines=Models(lambda: place_at(engines.extract, TAKEN), settings.queue_seconds * HOLD),
+            engines=Models(place, settings.queue_seconds * HOLD),
             switchboard=SwitchboardCalls(switchboard, settings.timeout),
             metrics=self._metrics,
             snapshots=self._snapshots,

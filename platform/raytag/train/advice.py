@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from raytag.model.base import Base
-from raytag.train.memory import count_weights
+from raytag.train.memory import laid_out
 from raytag.train.settings import FinetuneSettings
 
 
@@ -49,7 +49,7 @@ def advised(settings: FinetuneSettings, examples: int, base: Base) -> FinetuneSe
     was left at its default; as they are without ``auto``. Says what it picked."""
     if not settings.auto:
         return settings
-    weights = count_weights(base.config)
+    weights = laid_out(base.config).num_parameters()
     row = next(row for row in TABLE if weights <= row.weights and examples <= row.examples)
     picks = {
         name: value

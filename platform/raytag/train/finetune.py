@@ -83,9 +83,9 @@ def finetune(settings: FinetuneSettings) -> Published | None:
         return None
     _claim(settings, run)
     data.write(storage.join(settings.output, "data"))
-    job = TrainJob.of(
-        data,
+    job = TrainJob(
         settings=settings,
+        data=data,
         base=base,
         zero=zero,
         run=run,

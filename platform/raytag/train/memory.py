@@ -50,20 +50,11 @@ class MemoryNeed:
         return [f"{value / GIB:8.2f} GiB  {name}" for name, value in parts.items()]
 
 
-def count_weights(config: PreTrainedConfig) -> int:
-    """All weights of a base, without a head's own."""
-    return _count(_laid_out(config))
-
-
-def _laid_out(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model without weights."""
+def laid_out(config: PreTrainedConfig) -> PreTrainedModel:
+    """The base without weights, and without a head's own."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModel.from_config(config)
     return model
-
-
-def _count(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def memory_need(
@@ -81,8 +72,8 @@ def memory_need(
 ) -> MemoryNeed:
     """Bytes one worker needs. ``longest`` is the longest example in tokens; ``generates`` says
     that every labelled position is scored over the whole vocabulary."""
-    model = _laid_out(config)
-    total = _count(model)
+    model = laid_out(config)
+    total = model.num_parameters()
     blocks = [
         (path, module)
         for path, module in model.named_modules()

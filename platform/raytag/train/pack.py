@@ -102,13 +102,13 @@ class _Trainee:
 
     def __init__(self, index: int, packed: PackedModel, member: Member) -> None:
         self.index = index
-        self._packed, self._settings, data = packed, member.settings, member.data
+        self._packed, self._settings, self._data = packed, member.settings, member.data
         self._clock = Phases(time.time(), "prepare")
         _check(packed, member.settings)
-        settings = member.settings
-        self._job = TrainJob.of(
-            data,
+        settings, data = member.settings, member.data
+        self._job = TrainJob(
             settings=settings,
+            data=data,
             base=packed.base,
             zero=0,
             run="",
@@ -186,9 +186,9 @@ class _Trainee:
             "rates": {name: rate * scale for name, rate in self._rates.items()},
             "seconds": progress.seconds,
         }
-        if judged(self._job.dev) and due(progress.step, settings.eval_every, plan):
-            found = self._predict(self._job.dev)
-            f1 = score([example.entities for example in self._job.dev], found).f1
+        if judged(self._data.dev) and due(progress.step, settings.eval_every, plan):
+            found = self._predict(self._data.dev)
+            f1 = score([example.entities for example in self._data.dev], found).f1
             if progress.judge(f1, settings.patience):
                 self._best = self._adapter.weights()
             record["dev_f1"] = f1
@@ -205,12 +205,13 @@ class _Trainee:
         self._clock.phase("save")
         card = card_for(job)
         outline = self._adapter.outline[0]
-        splits = {"train": job.train, "dev": job.dev, "test": job.test}
         return Outcome(
             adapter=adapter_files(outline, weights, packed.base, packed.tokenizer, card),
             card=card,
             predictions=predictions,
-            lost={name: count_lost(self.head, examples) for name, examples in splits.items()},
+            lost={
+                name: count_lost(self.head, examples) for name, examples in job.data.splits.items()
+            },
             progress=self._progress,
             seconds=self._clock.seconds(),
             peak_memory_bytes=peak_memory(packed.device),

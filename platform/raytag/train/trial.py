@@ -63,7 +63,7 @@ def train_with(worker: Worker, job: TrainJob) -> Steps:
     try:
         yield from worker.train()
         worker.keep_best()
-        return worker.predict(job.test)
+        return worker.predict(job.data.test)
     finally:
         worker.close()
 
@@ -120,9 +120,9 @@ class Slot(tune.Trainable):
         assigned = self._assigned
         settings, data = assigned.trial.settings, ray.get(assigned.data)
         torch.set_num_threads(settings.cpus)
-        job = TrainJob.of(
-            data,
+        job = TrainJob(
             settings=settings,
+            data=data,
             base=assigned.base,
             zero=assigned.zero,
             run=assigned.run,

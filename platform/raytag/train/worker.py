@@ -56,42 +56,12 @@ class TrainJob:
     """As the driver found it, perhaps without its weights."""
     zero: int
     """The stage, decided."""
-    labels: tuple[str, ...]
-    train: Sequence[Example]
-    dev: Sequence[Example]
-    test: Sequence[Example]
-    window: int
+    data: TrainingData
     run: str
     """Fingerprint of base, data and settings: whose checkpoints these are."""
     base_fingerprint: str
     parent: Parent | None = None
     """What the adapter begins from, if not from nothing."""
-
-    @classmethod
-    def of(
-        cls,
-        data: TrainingData,
-        *,
-        settings: FinetuneSettings,
-        base: Base,
-        zero: int,
-        run: str,
-        base_fingerprint: str,
-        parent: Parent | None,
-    ) -> "TrainJob":
-        return cls(
-            settings=settings,
-            base=base,
-            zero=zero,
-            labels=data.labels,
-            train=data.train,
-            dev=data.dev,
-            test=data.test,
-            window=data.window,
-            run=run,
-            base_fingerprint=base_fingerprint,
-            parent=parent,
-        )
 
     @property
     def checkpoints(self) -> str:
@@ -125,6 +95,7 @@ class Worker:
 
     def __init__(self, job: TrainJob, device: torch.device, clock: "Phases") -> None:
         self._job = job
+        self._data = job.data
         self._settings = job.settings
         self._device = device
         self._clock = clock
@@ -139,7 +110,7 @@ class Worker:
         model = load_model(
             self._base,
             settings.head,
-            output_names(settings.head, self._job.labels),
+            output_names(settings.head, self._data.labels),
             settings.load_in,
             # ZeRO-3 parts the base among the workers, none of which need hold it whole.
             torch.device("cpu") if self._job.zero == 3 else self._device,
@@ -158,7 +129,7 @@ class Worker:
         self._head: Head = make_head(
             settings.head,
             self._tokenizer,
-            self._job.labels,
+            self._data.labels,
             settings.instruction,
             context(model),
         )
@@ -168,7 +139,7 @@ class Worker:
         """The model with what is trained of it: a fresh adapter, or its parent's."""
         adapted = add_adapter(model, self._settings.head, self._settings.lora)
         if self._job.parent is not None:
-            begin_from(adapted, self._job.parent, self._job.labels)
+            begin_from(adapted, self._job.parent, self._data.labels)
         return adapted
 
     def groups(self) -> list[ParameterGroup]:
@@ -180,13 +151,13 @@ class Worker:
         if self._settings.score_untrained:
             self._clock.phase("score untrained")
             # An adapter without a parent begins as nothing: this is the base itself.
-            self._untrained = self.predict(self._job.test)
+            self._untrained = self.predict(self._data.test)
         self._clock.phase("prepare")
         self._progress = saved.progress if saved else Progress()
         self._loop = Loop(
             self._model,
             self._head,
-            self._job.train,
+            self._data.train,
             self._settings,
             groups=self.groups(),
             zero=self._job.zero,
@@ -214,7 +185,7 @@ class Worker:
             progress.stepping += time.monotonic() - since
             progress.step += 1
             progress.seconds = record["seconds"] = before + time.monotonic() - begun
-            if judged(self._job.dev) and due(progress.step, settings.eval_every, plan):
+            if judged(self._data.dev) and due(progress.step, settings.eval_every, plan):
                 record["dev_f1"] = self._evaluate()
             progress.history.append(record)
             last = progress.stopped_early or progress.step == plan.total_steps
@@ -229,10 +200,9 @@ class Worker:
 
     def _evaluate(self) -> float:
         """Dev F1 now; remembers the weights if they are the best so far."""
-        gold = [example.entities for example in self._job.dev]
-        scored = torch.tensor(
-            score(gold, self.predict(self._job.dev)).f1, dtype=torch.float64, device=self._device
-        )
+        gold = [example.entities for example in self._data.dev]
+        found = score(gold, self.predict(self._data.dev))
+        scored = torch.tensor(found.f1, dtype=torch.float64, device=self._device)
         # What follows is done by all workers or none, so all must go by one number.
         dist.broadcast(scored, 0)
         f1 = float(scored)
@@ -275,7 +245,6 @@ class Worker:
         self._clock.phase("save")
         if self._rank:
             return None
-        splits = {"train": job.train, "dev": job.dev, "test": job.test}
         card = card_for(job)
         model = self._model
         assert isinstance(model, PeftModel)
@@ -283,7 +252,9 @@ class Worker:
             adapter=adapter_files(model, weights, self._base, self._tokenizer, card),
             card=card,
             predictions=predictions,
-            lost={name: count_lost(self._head, examples) for name, examples in splits.items()},
+            lost={
+                name: count_lost(self._head, examples) for name, examples in job.data.splits.items()
+            },
             progress=self._progress,
             seconds=self._clock.seconds(),
             peak_memory_bytes=int(peak),
@@ -303,8 +274,8 @@ def predictions_of(
     untrained: list[list[Entity]] | None,
 ) -> dict[str, list[list[Entity]]]:
     """As an Outcome has them, with the weights that ``predict`` uses now."""
-    predictions = {"dev": predict(job.dev), "test": predict(job.test)}
-    predictions["test_documents"] = predict(join_examples(job.test, JOINED))
+    predictions = {"dev": predict(job.data.dev), "test": predict(job.data.test)}
+    predictions["test_documents"] = predict(join_examples(job.data.test, JOINED))
     if untrained is not None:
         predictions["untrained"] = untrained
     return predictions
@@ -335,7 +306,7 @@ def tagger_for(job: TrainJob, model: nn.Module, head: Head, limit: int) -> Tagge
     return Tagger(
         model=model,
         head=head,
-        window=job.window,
+        window=job.data.window,
         max_tokens=limit,
         batch_tokens=job.settings.batch_tokens,
         threshold=job.settings.threshold,
@@ -358,12 +329,12 @@ def card_for(job: TrainJob) -> AdapterCard:
     settings = job.settings
     return AdapterCard(
         head=settings.head,
-        labels=job.labels,
+        labels=job.data.labels,
         base=settings.base,
         revision=settings.revision,
         base_fingerprint=job.base_fingerprint,
         load_in=resolve_load_in(settings.load_in),
-        window=job.window,
+        window=job.data.window,
         instruction=settings.instruction,
         parent=job.parent.lineage if job.parent else None,
     )
