@@ -31,6 +31,7 @@ import httpx
 from raytag import __version__
 from raytag.errors import DataError, RaytagError, SettingsError
 from raytag.registry.names import LAST_NUMBER, check_name, check_word
+from raytag.spare import Spare
 from raytag.text.spans import Entity
 
 TEXTS_A_REQUEST = 100
@@ -39,7 +40,7 @@ CHARACTERS_A_REQUEST = 100_000
 REQUESTS_AT_ONCE = 4
 """How many of these a call of :class:`AsyncClient` has in flight."""
 CONNECTIONS = 100
-"""Most that a client has open. All are kept for the next request."""
+"""Most that a client has open, all kept for the next request; a try beside another has its own."""
 RETRIED = frozenset({429, 502, 503})
 """Statuses after which the same request may well be answered. No other is asked again, 504 neither:
 the time that the service was given was all there is, and it has done the work once."""
@@ -173,25 +174,6 @@ Steps = Generator[Send | Pause, Reply | Lost | None, Reply]
 is none in time."""
 
 
-class Spare:
-    """How many requests may be sent once more while they are under way. Starts with all it can
-    save; gRPC throttles retries like that (proposal A6)."""
-
-    def __init__(self) -> None:
-        self._left = float(ASKED_TWICE_AT_ONCE)
-
-    def asked(self) -> None:
-        """A request is sent for the first time."""
-        self._left = min(self._left + ASKED_TWICE, ASKED_TWICE_AT_ONCE)
-
-    def take(self) -> bool:
-        """Whether there is one, which is then used."""
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How often and how long a call is tried."""
@@ -231,10 +213,12 @@ class Patience:
         however busy it is; where one falls silent, the connection breaks after SILENT_SECONDS.
 
         A proxy between acknowledges for hosts that are gone. So a try without an answer after half
-        of the time that is left is joined by the next one, beside it, if ``spare`` has one [2].
+        of the time that is left is joined by the next one, beside it, if ``spare`` has one: for
+        the service that is another request, by its limits and its figures. While there are two, a
+        failure of one that says nothing of the other ends neither, and the next try may take its
+        place.
 
         [1] M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
-        [2] J. Dean, L. A. Barroso, The Tail at Scale, CACM 56(2), 2013: hedged requests.
         """
         spare.asked()
         made = under_way = 0
@@ -250,24 +234,29 @@ class Patience:
             outcome = yield Send(request, left, connect, alone, anew=under_way > 1)
             if outcome is None and is_joined and spare.take():
                 continue
-            while outcome is None or (under_way > 1 and _may_pass(outcome)):
-                if outcome is not None:
-                    under_way -= 1
+            while True:
+                while outcome is None:
+                    left = deadline - clock()
+                    if left < _LEAST:
+                        raise self._late(request, made)
+                    outcome = yield Pause(left)
+                under_way -= 1
+                if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
+                    return outcome
                 left = deadline - clock()
-                if left < _LEAST:
+                if isinstance(outcome, Lost) and left < _LEAST:
                     raise self._late(request, made)
-                outcome = yield Pause(left)
-            under_way -= 1
-            if isinstance(outcome, Reply) and 200 <= outcome.status < 300:
-                return outcome
-            left = deadline - clock()
-            if isinstance(outcome, Lost) and left < _LEAST:
-                raise self._late(request, made)
-            least = _retry_after(outcome)
-            if made == self.tries or least >= left or not _may_pass(outcome):
-                raise _failure(request, outcome, made)
-            longest = min(self.backoff * 2 ** (made - 1), LONGEST_BACKOFF, (left - least) / 2)
-            yield Pause(least + random.uniform(0, longest))
+                least = _retry_after(outcome)
+                if made < self.tries and least < left and _may_pass(outcome):
+                    longest = min(self.backoff * 2 ** (made - 1), LONGEST_BACKOFF)
+                    most = min(longest, (left - least) / 2)
+                    outcome = yield Pause(least + random.uniform(0, most))
+                    if outcome is None:
+                        break
+                elif under_way and not _is_about_request(outcome):
+                    outcome = None  # the one beside it may still be answered
+                else:
+                    raise _failure(request, outcome, made)
 
     def _late(self, request: Request, made: int) -> ServiceError:
         return ServiceError(
@@ -279,6 +268,11 @@ class Patience:
 
 def _may_pass(outcome: Reply | Lost) -> bool:
     return isinstance(outcome, Lost) or outcome.status in RETRIED
+
+
+def _is_about_request(outcome: Reply | Lost) -> bool:
+    """Whether every try would have it."""
+    return isinstance(outcome, Reply) and outcome.status < 500 and outcome.status not in RETRIED
 
 
 def _retry_after(outcome: Reply | Lost) -> float:
@@ -361,7 +355,7 @@ class _Service:
         )
         self._certificates = httpx.create_ssl_context()  # takes 20 ms, each time
         self._http = self._new_http()
-        self._spare = Spare()
+        self._spare = Spare(ASKED_TWICE, ASKED_TWICE_AT_ONCE)
         self._process = os.getpid()
 
     def __repr__(self) -> str:

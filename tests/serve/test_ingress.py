@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from in_a_loop import in_a_loop
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
@@ -16,6 +16,7 @@ from raytag.errors import SettingsError
 from raytag.registry.names import Ref
 from raytag.serve.front import Away, Refusal, Spans
 from raytag.serve.ingress import Models, Place, SwitchboardCalls, living
+from raytag.spare import Spare
 
 FULL = Refusal(503, "too many texts are waiting here", 0.5, overload=True)
 
@@ -29,7 +30,7 @@ class Service:
         self.now = 100.0
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[Place]:
+    async def place(self, taken: float) -> AsyncIterator[Place]:
         yield Place("engine-1", self.extract)
 
     async def extract(
@@ -68,6 +69,7 @@ def test_other_refusals_hold_nobody() -> None:
 
 GONE = [
     RayActorError(),
+    OutOfMemoryError("the host was short of memory"),
     ObjectLostError("00" * 28, None, ""),
     DeploymentUnavailableError(DeploymentID(name="Switchboard", app_name="raytag")),
 ]
@@ -90,15 +92,20 @@ class Replicas:
     """Models that answer once they are told to; calls get places as ``places`` says."""
 
     def __init__(self, *places: str) -> None:
+        """``none`` is no place, in the time there was."""
         self.places = list(places)
-        self.calls: dict[str, asyncio.Future[list[Spans]]] = {}
+        self.calls: dict[str, asyncio.Future[list[Spans] | Refusal]] = {}
         self.ended: list[str] = []
+        self.waits: list[float] = []
+        self.leaves = asyncio.Event()
+        self.leaves.set()
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[Place]:
+    async def place(self, taken: float) -> AsyncIterator[Place]:
+        self.waits.append(taken)
         name = self.places.pop(0)
 
-        async def call(*_: Any) -> list[Spans]:
+        async def call(*_: Any) -> list[Spans] | Refusal:
             assert name not in self.calls, f"{name} is asked twice"
             self.calls[name] = asyncio.get_running_loop().create_future()
             try:
@@ -106,7 +113,10 @@ class Replicas:
             finally:
                 self.ended.append(name)
 
+        if name == "none":
+            raise TimeoutError
         yield Place(name, call)
+        await self.leaves.wait()
 
     async def asked(self, *names: str) -> None:
         """Wait until these are."""
@@ -117,8 +127,8 @@ class Replicas:
 Answer = asyncio.Task[list[Spans] | Refusal]
 
 
-def asking(replicas: Replicas, silent: float = 0.02) -> Answer:
-    models = Models(replicas.place, 0.1, silent)
+def asking(replicas: Replicas, silent: float = 0.02, spare: Spare | None = None) -> Answer:
+    models = Models(replicas.place, 0.1, silent, spare)
     return asyncio.create_task(models.extract("acme/news@1", ["a"], 60.0))
 
 
@@ -157,13 +167,83 @@ async def test_a_model_that_is_slow_but_gives_signs_of_life_is_asked_once() -> N
     assert replicas.ended == ["engine-1"]
 
 
+BUG = RayTaskError("extract", "a traceback", RayActorError()).as_instanceof_cause()
+
+
+@in_a_loop
+async def test_what_the_second_refuses_or_breaks_at_ends_no_request() -> None:
+    for fails in (FULL, BUG):
+        replicas, answer = await asked_twice()
+        second = replicas.calls["engine-2"]
+        if isinstance(fails, Exception):
+            second.set_exception(fails)
+        else:
+            second.set_result(fails)
+        while replicas.ended != ["engine-2"]:
+            await asyncio.sleep(0)
+        replicas.calls["engine-1"].set_result(FOUND)
+        assert await answer == FOUND
+
+
+@in_a_loop
+async def test_a_refusal_counts_once_no_other_is_left_and_then_holds_the_tenant() -> None:
+    replicas = Replicas("engine-1", "engine-2")
+    models = Models(replicas.place, 60.0, silent=0.02)
+    answer = asyncio.create_task(models.extract("acme/news@1", ["a"], 60.0))
+    await replicas.asked("engine-1", "engine-2")
+    replicas.calls["engine-2"].set_result(FULL)
+    while replicas.ended != ["engine-2"]:
+        await asyncio.sleep(0)
+    replicas.calls["engine-1"].set_exception(RayActorError())
+    assert await answer == FULL
+    assert await models.extract("acme/news@1", ["a"], 60.0) == FULL
+    assert replicas.waits == [1.0, 2.0]
+
+
+@in_a_loop
+async def test_no_more_requests_than_are_spare_are_asked_of_a_second_model() -> None:
+    replicas = Replicas("engine-1", "engine-2")
+    spare = Spare(0.0, 1)
+    first = asking(replicas, spare=spare)
+    await replicas.asked("engine-1", "engine-2")
+    others = Replicas("engine-1", "engine-2")
+    second = asking(others, spare=spare)
+    await others.asked("engine-1")
+    done, _ = await asyncio.wait([second], timeout=0.2)  # ten times as long as one is silent
+    assert not done
+    assert others.places == ["engine-2"]
+    for one in (replicas, others):
+        one.calls["engine-1"].set_result(FOUND)
+    assert [await first, await second] == [FOUND, FOUND]
+
+
+@in_a_loop
+async def test_a_place_that_cannot_be_given_back_keeps_nobody_from_asking_a_third() -> None:
+    replicas = Replicas("engine-1", "engine-1", "engine-2")
+    replicas.leaves.clear()
+    answer = asking(replicas)
+    await replicas.asked("engine-1", "engine-2")
+    replicas.leaves.set()
+    replicas.calls["engine-2"].set_result(FOUND)
+    assert await answer == FOUND
+
+
+@in_a_loop
+async def test_where_no_place_is_had_each_try_waits_twice_as_long() -> None:
+    replicas = Replicas("none", "none", "engine-1")
+    answer = asking(replicas, silent=60.0)
+    await replicas.asked("engine-1")
+    replicas.calls["engine-1"].set_result(FOUND)
+    assert await answer == FOUND
+    assert replicas.waits == [1.0, 2.0, 4.0]
+
+
 @in_a_loop
 async def test_a_bug_in_a_model_is_raised_and_not_asked_for_again() -> None:
     replicas = Replicas("engine-1")
     answer = asking(replicas, silent=60.0)
     await replicas.asked("engine-1")
-    bug = RayTaskError("extract", "a traceback", RayActorError()).as_instanceof_cause()
-    replicas.calls["engine-1"].set_exception(bug)
+    replicas.calls["engine-1"].set_exception(BUG)
     with pytest.raises(RayTaskError):
         await answer
 

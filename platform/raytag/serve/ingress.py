@@ -18,7 +18,13 @@ from math import ceil
 from typing import Any
 
 from ray import serve
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 
@@ -33,6 +39,7 @@ from raytag.serve.keys import KeyRing
 from raytag.serve.leases import Grant, Renewal
 from raytag.serve.metrics import IngressMetrics
 from raytag.serve.settings import ServeSettings
+from raytag.spare import Spare
 
 KEYS_READ = 2.0
 """Seconds between two looks at the keys."""
@@ -47,16 +54,22 @@ HOLD = 0.5
 """Of the time that requests may wait for a model: what a tenant is turned away for afterwards."""
 TAKEN = 1.0
 """Seconds in which a model says that it takes a request; else its host is silent, or busy beyond
-use."""
+use. Each further try of a request waits twice as long: it may be that there is none just now, and
+Serve goes on looking for one for each that gave up."""
 SILENT = 2.0
-"""Seconds without a word from a model that took a request, until another is asked too. One that
-lives gives a sign with every place and every answer, and is busy beyond use if it gives none."""
+"""Seconds without a word from a model that took a request, until another may be asked too: its host
+may have gone, or it is long at work on this one alone."""
+ASKED_TWICE, ASKED_TWICE_AT_ONCE = 0.1, 50
+"""Of all requests, those that another model may be asked for as well, and how many in a row: what a
+host that is gone may have held, and little for models that are all slow."""
 SETTLES = 10.0
 """Seconds that the trial of a candidate waits for moves of its alias that are under way."""
 SCRAPE = 5.0
 """Seconds that the figures of a deployment are waited for."""
 GONE = (
     RayActorError,
+    NodeDiedError,
+    OutOfMemoryError,  # of its host, where Ray ends a process to save the others
     ObjectLostError,
     DeploymentUnavailableError,
     ReplicaUnavailableError,
@@ -79,7 +92,7 @@ class Ingress:
         self._metrics = IngressMetrics()
         self._keys = KeyRing(settings.keys)
         self._switchboard = switchboard
-        place = partial(place_at, engines.extract, TAKEN)
+        place = partial(place_at, engines.extract)
         self._front = Front(
             id=uuid.uuid4().hex,
             settings=settings,
@@ -170,26 +183,33 @@ async def place_at(method: DeploymentHandle[Any], taken: float | None) -> AsyncI
         yield Place(chosen.replica_id, call)
 
 
+_Try = asyncio.Task[list[Spans] | Refusal | None]
+_Places = dict[asyncio.Task[Any] | None, str]
+
+
 class Models:
-    """The models, through Serve. ``place`` finds one that takes a call.
+    """The models, through Serve. ``place`` finds one that takes a call within so many seconds.
 
     A replica that dies is no reason for a request to fail, nor is one whose host has fallen
     silent, which Ray notices after 5 to 30 seconds: once nothing was heard from it for ``silent``
-    seconds another is asked too, and the first answer counts. A tenant that a model turned away for
-    too much waiting is turned away here for the next ``hold`` seconds: a model that has to refuse
+    seconds another is asked too, if ``spare`` has it, and the first answer counts; what one of them
+    refuses or breaks at counts when no other is left. A tenant that a model turned away for too
+    much waiting is turned away here for the next ``hold`` seconds: a model that has to refuse
     request after request has less time for those it took.
     """
 
     def __init__(
         self,
-        place: Callable[[], AbstractAsyncContextManager[Place]],
+        place: Callable[[float], AbstractAsyncContextManager[Place]],
         hold: float,
         silent: float = SILENT,
+        spare: Spare | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._place = place
         self._hold = hold
         self._silent = silent
+        self._spare = spare or Spare(ASKED_TWICE, ASKED_TWICE_AT_ONCE)
         self._clock = clock
         self._held: dict[str, tuple[float, Refusal]] = {}
         self._heard: dict[str, float] = {}
@@ -210,50 +230,68 @@ class Models:
         return answer
 
     async def _asked(self, version: str, texts: list[str], until: float) -> list[Spans] | Refusal:
-        at: set[str] = set()
-        tries: set[asyncio.Task[list[Spans] | Refusal | None]] = set()
+        self._spare.asked()
+        tries: set[_Try] = set()
+        at: _Places = {}
+        failed: _Try | None = None
+        taken, asks = TAKEN, 0.0
         try:
             while True:
-                if len(tries) == len(at) and all(self._is_silent(replica) for replica in at):
-                    for replica in at:
-                        logger.warning("engine %s is silent: another is asked too", replica)
-                    tries.add(asyncio.create_task(self._try(version, texts, until, at)))
+                if failed is not None and not tries:
+                    refusal = failed.result()
+                    assert refusal is not None
+                    return refusal
+                if not tries or (self._are_silent(tries, at, asks) and self._spare.take()):
+                    for replica in map(at.get, tries):
+                        logger.warning("nothing is heard from %s: another is asked too", replica)
+                    tries.add(asyncio.create_task(self._try(version, texts, until, at, taken)))
+                    taken, asks = taken * 2, self._clock() + self._silent
                 done, tries = await asyncio.wait(
                     tries, timeout=self._silent / 4, return_when=asyncio.FIRST_COMPLETED
                 )
                 for one in done:
-                    if (answer := one.result()) is not None:
+                    at.pop(one, None)
+                    if one.exception() is not None or isinstance(one.result(), Refusal):
+                        failed = one
+                    elif (answer := one.result()) is not None:
                         return answer
         finally:
             for one in tries:
                 one.cancel()
 
-    def _is_silent(self, replica: str) -> bool:
-        return self._heard[replica] + self._silent <= self._clock()
+    def _are_silent(self, tries: set[_Try], at: _Places, asks: float) -> bool:
+        """Whether all have a place and none of those was heard from lately; not before ``asks``."""
+        now = self._clock()
+        return asks <= now and all(
+            one in at and self._heard[at[one]] + self._silent <= now for one in tries
+        )
 
     async def _try(
-        self, version: str, texts: list[str], until: float, at: set[str]
+        self,
+        version: str,
+        texts: list[str],
+        until: float,
+        at: _Places,
+        taken: float,
     ) -> list[Spans] | Refusal | None:
-        """The answer of a model that is not among ``at``, where it is while it is asked; None
-        where there is none, or it dies."""
+        """The answer of a model that no other try is ``at``; None where there is none, or it dies.
+        Says where it is itself."""
         try:
-            async with self._place() as place:
-                # It has just said that it takes a call.
+            async with self._place(taken) as place:
+                is_asked = place.replica in at.values()
+                at[asyncio.current_task()] = place.replica
                 self._heard[place.replica] = self._clock()
-                if place.replica in at:
+                if is_asked:  # it has just said that it lives
                     return None
-                at.add(place.replica)
-                try:
-                    answer: list[Spans] | Refusal
-                    answer = await place.call(version, texts, until - self._clock())
-                finally:
-                    at.remove(place.replica)
+                answer: list[Spans] | Refusal
+                answer = await place.call(version, texts, until - self._clock())
                 self._heard[place.replica] = self._clock()
                 return answer
         except RayTaskError:
             raise
         except (*GONE, TimeoutError) as exc:
             logger.warning("an engine is gone: %s", str(exc).splitlines()[:1])
+            at.pop(asyncio.current_task(), None)
             await asyncio.sleep(min(0.05, max(0.0, until - self._clock())))
             return None
 
