@@ -47,6 +47,10 @@ RESULTS = Path("benchmarks/results/evidence")
 TRAINERS = {
     "full": evidence_baselines.train_whole,
     "spaCy": evidence_baselines.train_spacy,
+    "1/16, A larger": evidence_baselines.train_from_gaussian,
+    "1/16, from B": evidence_baselines.train_from_b,
+    "1/16, PiSSA": evidence_baselines.train_from_pissa,
+    "LoRA, PiSSA": evidence_baselines.train_from_pissa,
 }
 SMALL_METHODS = ("LoRA", "LoRA+ 16", "full", "spaCy")
 SETS = {
@@ -85,6 +89,8 @@ def told_of(part: str, *, small: bool) -> dict[str, Any] | None:
         few = part == "minilm-200"
         told["data"] = dict(set_of(Path(folder), name, few=few) for name in names)
         told["examples"] = [200 if few else 500]
+        if not few:
+            job["epochs"] = 6
         told["methods"] = methods(scale=1.0)
     else:
         job |= {"base": "sample/base", "batch_size": 8}
@@ -102,17 +108,17 @@ def told_of(part: str, *, small: bool) -> dict[str, Any] | None:
 
 
 def methods(scale: float) -> dict[str, dict[str, Any]]:
-    """By name, what is compared, each with rates of its own, around those of first tries. A's fall
-    as the ratio grows, B's stay near each other."""
+    """By name, what is compared, each with rates of its own, around those of first tries, and
+    beyond where the best of them lay at an edge. A's fall as the ratio grows."""
 
     def grid(*rates: float) -> dict[str, list[float]]:
         return {"lr": [rate * scale for rate in rates], "head_lr": HEAD_RATES}
 
     return {
-        "LoRA": {"ratio": 1, "grid": grid(1e-3, 2e-3, 4e-3)},
-        "LoRA+ 4": {"ratio": 4, "grid": grid(4e-4, 8e-4, 1.6e-3)},
+        "LoRA": {"ratio": 1, "grid": grid(5e-4, 1e-3, 2e-3, 4e-3)},
+        "LoRA+ 4": {"ratio": 4, "grid": grid(2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)},
         "LoRA+ 16": {"ratio": 16, "grid": grid(1.5e-4, 3e-4, 6e-4)},
-        "full": {"grid": grid(1e-4, 2e-4, 4e-4)},
+        "full": {"grid": grid(1e-4, 2e-4, 4e-4, 8e-4)},
         # From scratch it takes more passes, which are cheap.
         "spaCy": {"epochs": 40, "dropout": 0.2, "grid": {"lr": [5e-4, 1e-3, 2e-3]}},
     }
@@ -142,6 +148,10 @@ def why(folder: Path) -> dict[str, Any]:
             "1/16, constant": {**plus, "schedule": "constant"},
             "1/16, decay 0.1": {**plus, "weight_decay": 0.1},
             "1/16, alpha 128": {**plus, "alpha": 128.0},  # rsLoRA's scale at rank 16
+            "1/16, A larger": plus,
+            "1/16, from B": plus,
+            "1/16, PiSSA": plus,
+            "LoRA, PiSSA": {"ratio": 1, "lr": rate},
         },
     }
 

@@ -1,16 +1,19 @@
-"""Trainings without an adapter, to measure adapters by: for benchmarks/evidence.py.
+"""Trainings that the platform does not offer, to measure its own by: for benchmarks/evidence.py.
 
 `train_whole` moves every weight of the base, by the same head, batches, schedule and steps as an
 adapter has. `train_spacy` is spaCy's own NER (hash embeddings, CNN, transitions), from scratch.
-Both read the settings of a job; `lr` is the rate of the base, or of spaCy's Adam.
+Both read the settings of a job; `lr` is the rate of the base, or of spaCy's Adam. The others are an
+adapter's training from another beginning than A random and B zero.
 """
 
+import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,6 +23,9 @@ from raytag.text.spans import Entity, Example
 from raytag.train.checkpoint import Progress
 from raytag.train.trial import Steps, train_with
 from raytag.train.worker import Phases, TrainJob, Worker
+
+ADAPTER = "default"
+"""peft's name of the only one there is."""
 
 
 def train_whole(job: TrainJob, device: torch.device) -> Steps:
@@ -40,6 +46,45 @@ class _WholeModel(Worker):
 def _kind(name: str) -> str:
     """``head`` for what transformers calls the output layer of a token classifier."""
     return "head" if name.split(".")[0] in ("classifier", "score") else "base"
+
+
+def train_from_gaussian(job: TrainJob, device: torch.device) -> Steps:
+    """An adapter whose A begins as N(0, 1/rank^2), which is larger than A's usual beginning."""
+    return _train_from(job, device, lambda layer: layer.reset_lora_parameters(ADAPTER, "gaussian"))
+
+
+def train_from_b(job: TrainJob, device: torch.device) -> Steps:
+    """An adapter whose B begins random and A zero (Hayou et al. 2024, arXiv 2406.08447)."""
+
+    def begin(layer: LoraLayer) -> None:
+        nn.init.zeros_(layer.lora_A[ADAPTER].weight)
+        nn.init.kaiming_uniform_(layer.lora_B[ADAPTER].weight, a=math.sqrt(5))
+
+    return _train_from(job, device, begin)
+
+
+def train_from_pissa(job: TrainJob, device: torch.device) -> Steps:
+    """An adapter that begins as the base's principal parts (Meng et al. 2024, arXiv 2404.02948)."""
+
+    def begin(layer: LoraLayer) -> None:
+        kept = layer.lora_A[ADAPTER].weight.dtype
+        layer.pissa_init(ADAPTER, "pissa")
+        for part in (layer.lora_A, layer.lora_B):
+            part[ADAPTER].to(kept)
+
+    return _train_from(job, device, begin)
+
+
+def _train_from(job: TrainJob, device: torch.device, begin: Callable[[LoraLayer], None]) -> Steps:
+    class Begun(Worker):
+        def adapted(self, model: PreTrainedModel) -> nn.Module:
+            adapted = super().adapted(model)
+            for layer in adapted.modules():
+                if isinstance(layer, LoraLayer):
+                    begin(layer)
+            return adapted
+
+    return train_with(Begun(job, device, Phases(time.time())), job)
 
 
 def train_spacy(job: TrainJob, device: torch.device) -> Steps:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from raytag import storage
-from raytag.arguments import check_accelerator
+from raytag.arguments import check_accelerator, settings_from
 from raytag.errors import SettingsError
 from raytag.registry.names import check_name
 from raytag.train.settings import FinetuneSettings
@@ -122,8 +122,6 @@ def _parsed(
     settings: FleetSettings, where: str, tenant: str, domain: str, given: Mapping[str, Any]
 ) -> FinetuneSettings:
     """An entry's settings, with the same checks as flags have."""
-    import jsonargparse
-
     for name in (*OWN, *PLACED):
         if name in given:
             raise SettingsError(f"{where}: {name} is not for one entry; the fleet decides it")
@@ -131,17 +129,13 @@ def _parsed(
     unknown = sorted(str(name) for name in given.keys() - known)
     if unknown:
         raise SettingsError(f"{where}: finetune.py has no setting {unknown[0]}")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(FinetuneSettings, as_group=False)
     output = storage.join(settings.output, tenant, domain)
     given = {"load_in": "fp32", **given}  # which a resident base is in
     place = {"tenant": tenant, "domain": domain, "registry": settings.registry, "output": output}
     try:
-        parsed = parser.parse_object({**given, **place})
-        return FinetuneSettings(**parsed.as_dict())
-    except (jsonargparse.ArgumentError, SettingsError) as exc:
-        lines = [line.strip(" -") for line in str(exc).splitlines() if line.strip()]
-        raise SettingsError(f"{where}: {' '.join(lines[:3])}") from exc
+        return settings_from(FinetuneSettings, {**given, **place})
+    except SettingsError as exc:
+        raise SettingsError(f"{where}: {exc}") from exc
 
 
 def _check_keys(where: str, content: Any, known: set[str]) -> None:
