@@ -42,7 +42,7 @@ def write_adapter(folder: Path, base_folder: Path, seed: int) -> Path:
     model = add_adapter(model, "tag", LoraSettings(rank=(2, 4)[seed % 2]))
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     for parameter in trained.values():
-        nn.init.normal_(parameter, std=0.3)
+        nn.init.normal_(parameter, std=0.2)
     score = Score(8, 2, 2)
     card = AdapterCard(
         head="tag",
