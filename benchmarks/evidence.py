@@ -117,10 +117,10 @@ def methods(scale: float) -> dict[str, dict[str, Any]]:
     return {
         "LoRA": {"ratio": 1, "grid": grid(5e-4, 1e-3, 2e-3, 4e-3)},
         "LoRA+ 4": {"ratio": 4, "grid": grid(2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)},
-        "LoRA+ 16": {"ratio": 16, "grid": grid(1.5e-4, 3e-4, 6e-4)},
+        "LoRA+ 16": {"ratio": 16, "grid": grid(7.5e-5, 1.5e-4, 3e-4, 6e-4)},
         "full": {"grid": grid(1e-4, 2e-4, 4e-4, 8e-4)},
         # From scratch it takes more passes, which are cheap.
-        "spaCy": {"epochs": 40, "dropout": 0.2, "grid": {"lr": [5e-4, 1e-3, 2e-3]}},
+        "spaCy": {"epochs": 40, "dropout": 0.2, "grid": {"lr": [5e-4, 1e-3, 2e-3, 4e-3]}},
     }
 
 
@@ -173,7 +173,7 @@ def smaller(told: dict[str, Any]) -> dict[str, Any]:
         if method in told["methods"]:
             makes = told["methods"][method]
             points = {"head_lr": HEAD_RATES[-1:]} if "head_lr" in makes["grid"] else {}
-            few[method] = {**makes, "grid": {"lr": makes["grid"]["lr"][:2], **points}}
+            few[method] = {**makes, "grid": {"lr": makes["grid"]["lr"][1:3], **points}}
     data = {**data}
     for part, most in SMALL.items():
         rows = list(read_examples(data[part]).examples)

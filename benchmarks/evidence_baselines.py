@@ -76,15 +76,21 @@ def train_from_pissa(job: TrainJob, device: torch.device) -> Steps:
 
 
 def _train_from(job: TrainJob, device: torch.device, begin: Callable[[LoraLayer], None]) -> Steps:
-    class Begun(Worker):
-        def adapted(self, model: PreTrainedModel) -> nn.Module:
-            adapted = super().adapted(model)
-            for layer in adapted.modules():
-                if isinstance(layer, LoraLayer):
-                    begin(layer)
-            return adapted
+    worker = _Begun(job, device, Phases(time.time()))
+    worker.begin = begin
+    return train_with(worker, job)
 
-    return train_with(Begun(job, device, Phases(time.time())), job)
+
+class _Begun(Worker):
+    begin: Callable[[LoraLayer], None]
+    """What is done to each adapted layer at first."""
+
+    def adapted(self, model: PreTrainedModel) -> nn.Module:
+        adapted = super().adapted(model)
+        for layer in adapted.modules():
+            if isinstance(layer, LoraLayer):
+                self.begin(layer)
+        return adapted
 
 
 def train_spacy(job: TrainJob, device: torch.device) -> Steps:

@@ -144,6 +144,21 @@ def test_page_markdown_and_json_say_the_same(comparison: Comparison) -> None:
     assert "0.929 ± 0.101" in printed.getvalue()
 
 
+def test_a_narrow_terminal_loses_no_row_name_and_no_figure() -> None:
+    methods = [f"method {i}" for i in range(5)]
+    data = "a-long-name-of-a-set"
+    records = [
+        trial(method, 1.0, seed, [0.5], [RIGHT], data=data) for method in methods for seed in (0, 1)
+    ]
+    found = compare("narrow", records, reference=methods[0], first_seed=0)
+    printed = io.StringIO()
+    print_comparison(found, Console(file=printed, width=80))
+    assert "…" not in printed.getvalue()
+    column = "".join(line[2:14].strip() for line in printed.getvalue().splitlines()[1:])
+    assert data in column
+    assert printed.getvalue().count("1.000 ±") == 5
+
+
 def test_names_obey_nothing_and_end_no_table() -> None:
     bad = "<script>alert(1)</script>|*"
     records = [trial(bad, 1.0, 0, [0.5], [RIGHT]), trial("b", 1.0, 0, [0.5], [RIGHT], data=bad)]

@@ -81,9 +81,9 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     """Mean test F1 of every method in every contest."""
     console = console or Console(highlight=False)
     table = Table(title=Text("test F1"), title_justify="left", box=box.SIMPLE)
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for method in comparison.methods:
-        table.add_column(Text(visible(method)), justify="right", no_wrap=True)
+        table.add_column(Text(visible(method)), justify="right")
     for name, cells in _overview(comparison):
         shown = (Text(cell, style="bold" if best else "") for best, cell in cells)
         table.add_row(Text(visible(name)), *shown)
