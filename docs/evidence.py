@@ -7,6 +7,7 @@ A contest counts once every method has all its seeds; those that have not are na
 """
 
 import re
+import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -24,13 +25,16 @@ PARTS = {
     "minilm-500": (*ADAPTED, "spaCy"),
     "sample-tag": (*ADAPTED, "spaCy"),
     "sample-generate": ADAPTED,
+    "fixed-200": ("LoRA+ 16 3e-4", "LoRA+ 4 8e-4", "LoRA 2e-3", "LoRA 1e-3", "full 2e-4"),
+    "why": (
+        *("LoRA", "A at 2", "A at 1/4", "A at 1/16", "A at 1/64", "A at rest", "LoRA at 1e-4"),
+        *("LoRA+ 16 at 1e-4", "1/16, no warm-up", "1/16, constant", "1/16, decay 0.1"),
+        *("1/16, alpha 128", "1/16, A larger", "1/16, from B", "1/16, PiSSA"),
+        *("1/4, A larger", "1/4, PiSSA", "LoRA, PiSSA"),
+    ),
 }
 """Methods by part, the reference first."""
-WHY = (
-    *("LoRA", "A at 2", "A at 1/4", "A at 1/16", "A at 1/64", "A at rest", "LoRA at 1e-4"),
-    *("LoRA+ 16 at 1e-4", "1/16, no warm-up", "1/16, constant", "1/16, decay 0.1"),
-    "1/16, alpha 128",
-)
+SEARCHED = ("minilm-200", "minilm-500", "sample-tag", "sample-generate")
 SEEDS = 3
 COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377", "#888888")
 WIDE, HIGH, GAP = 300, 200, 60
@@ -42,7 +46,7 @@ def comparison(part: str) -> Comparison:
     """All that is on file of a part, in the order its trials come in."""
     places = (RESULTS / part / "trials").glob("*.json")
     records = [TrialRecord.from_json(place.read_text(encoding="utf-8")) for place in places]
-    order = PARTS.get(part, WHY)
+    order = PARTS[part]
     records.sort(
         key=lambda one: (
             *(one.data, one.examples, order.index(one.method), one.seed),
@@ -63,30 +67,48 @@ def complete(part: str) -> list[Contest]:
 
 
 def tables() -> Iterator[str]:
-    for part, methods in PARTS.items():
-        contests = complete(part)
-        if not contests:
-            continue
-        known = [{one.method: one for one in contest.standings} for contest in contests]
-        test, points = [], []
-        for contest, found in zip(contests, known, strict=True):
-            words = {name: found[name].test.in_words() for name in methods}
-            words[contest.best.method] = f"**{words[contest.best.method]}**"
-            test.append((contest.name, *words.values()))
-            points.append((contest.name, *(_point(found[name]) for name in methods)))
-        yield from _table((f"{part}: test F1", *methods), test)
-        head = ("dev F1, its own", "and LoRA's", "steps to LoRA's best", "test F1, difference")
-        against = (row for contest in contests for row in _against(contest))
-        yield from _table((f"{part}: LoRA+ against LoRA", *head), against)
-        yield from _table((f"{part}: best point", *methods), points)
-    (contest,) = comparison("why").contests
+    for part in SEARCHED:
+        if contests := complete(part):
+            yield from _searched(part, contests)
+    if contests := complete("fixed-200"):
+        yield from _fixed(contests)
+    for contest in complete("why"):
+        yield from _table(
+            ("crossner-politics, 200: B at 2e-3", "dev F1", "test F1", "steps to LoRA's best"),
+            (
+                (one.method, one.dev.in_words(), one.test.in_words(), _steps(one))
+                for one in contest.standings
+            ),
+        )
+
+
+def _searched(part: str, contests: Sequence[Contest]) -> Iterator[str]:
+    methods = PARTS[part]
+    points = [(contest.name, *(_point(one) for one in contest.standings)) for contest in contests]
+    yield from _table((f"{part}: test F1", *methods), map(_scores, contests))
+    head = ("dev F1, its own", "and LoRA's", "steps to LoRA's best", "test F1, difference")
+    against = (row for contest in contests for row in _against(contest))
+    yield from _table((f"{part}: LoRA+ against LoRA", *head), against)
+    yield from _table((f"{part}: best point", *methods), points)
+
+
+def _fixed(contests: Sequence[Contest]) -> Iterator[str]:
+    means = [
+        statistics.fmean(contest.standings[i].test.mean for contest in contests)
+        for i in range(len(PARTS["fixed-200"]))
+    ]
     yield from _table(
-        ("crossner-politics, 200: B at 2e-3", "dev F1", "test F1", "steps to LoRA's best"),
-        (
-            (one.method, one.dev.in_words(), one.test.in_words(), _steps(one))
-            for one in contest.standings
-        ),
+        ("one setting for all: test F1", *PARTS["fixed-200"]),
+        [*map(_scores, contests), ("mean", *(f"{mean:.3f}" for mean in means))],
     )
+
+
+def _scores(contest: Contest) -> Sequence[str]:
+    words = (
+        f"**{one.test.in_words()}**" if one is contest.best else one.test.in_words()
+        for one in contest.standings
+    )
+    return contest.name, *words
 
 
 def _against(contest: Contest) -> Iterator[Sequence[str]]:
@@ -113,7 +135,11 @@ def _steps(one: Standing) -> str:
 
 
 def _point(one: Standing) -> str:
-    return ", ".join(f"{value:g}" for value in one.point.values())
+    """A star marks the least or greatest of three or more that were tried."""
+    return ", ".join(
+        f"{value:g}\\*" if name in one.at_edge else f"{value:g}"
+        for name, value in one.point.items()
+    )
 
 
 def plots(contests: Sequence[Contest], columns: int = 3) -> str:
@@ -127,7 +153,7 @@ def plots(contests: Sequence[Contest], columns: int = 3) -> str:
     ]
     names = [one.method for one in contests[0].standings if one.method != "spaCy"]
     for i, (name, colour) in enumerate(zip(names, COLOURS, strict=False)):
-        x = GAP + 85 * i
+        x = GAP + 110 * i
         parts.append(f'<path d="M{x} 22h24" stroke="{colour}" stroke-width="2"/>')
         parts.append(f'<text x="{x + 30}" y="26">{escape(name)}</text>')
     for i, contest in enumerate(contests):
