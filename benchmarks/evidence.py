@@ -161,14 +161,14 @@ def why(folder: Path) -> dict[str, Any]:
     name = next(iter(SETS))
     train, dev, test = parts_of(folder, name)
     rate = 2e-3
-    plus = {"ratio": 16, "lr": rate / 16}
+    equal, quarter, plus = ({"ratio": by, "lr": rate / by} for by in (1, 4, 16))
     return {
         "data": {name: written(f"{name}-short", train, dev[: WHY["dev"]], test[: WHY["test"]])},
         "examples": [200],
         "methods": {
-            "LoRA": {"ratio": 1, "lr": rate},
+            "LoRA": equal,
             "A at 2": {"ratio": 0.5, "lr": rate * 2},
-            "A at 1/4": {"ratio": 4, "lr": rate / 4},
+            "A at 1/4": quarter,
             "A at 1/16": plus,
             "A at 1/64": {"ratio": 64, "lr": rate / 64},
             "A at rest": {"ratio": 1e6, "lr": rate / 1e6},
@@ -181,9 +181,9 @@ def why(folder: Path) -> dict[str, Any]:
             "1/16, A larger": plus,
             "1/16, from B": plus,
             "1/16, PiSSA": plus,
-            "1/4, A larger": {"ratio": 4, "lr": rate / 4},
-            "1/4, PiSSA": {"ratio": 4, "lr": rate / 4},
-            "LoRA, PiSSA": {"ratio": 1, "lr": rate},
+            "1/4, A larger": quarter,
+            "1/4, PiSSA": quarter,
+            "LoRA, PiSSA": equal,
         },
     }
 
