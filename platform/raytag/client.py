@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from math import inf
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -187,9 +188,9 @@ class Patience:
     def __post_init__(self) -> None:
         if self.tries < 1:
             raise SettingsError(f"tries must be at least 1, not {self.tries}")
-        if not 0 < self.timeout < float("inf"):
+        if not 0 < self.timeout < inf:
             raise SettingsError(f"timeout must be above 0 seconds, not {self.timeout}")
-        if not 0 <= self.backoff < float("inf"):
+        if not 0 <= self.backoff < inf:
             raise SettingsError(f"backoff must be at least 0 seconds, not {self.backoff}")
 
     def ask(
@@ -222,6 +223,7 @@ class Patience:
         """
         spare.asked()
         made = under_way = 0
+        not_before = -inf
         while True:
             left = deadline - clock()
             if left < _LEAST:
@@ -246,7 +248,9 @@ class Patience:
                 left = deadline - clock()
                 if isinstance(outcome, Lost) and left < _LEAST:
                     raise self._late(request, made)
-                least = _retry_after(outcome)
+                # What one of two was told holds for the other as well.
+                not_before = max(not_before, clock() + _retry_after(outcome))
+                least = max(0.0, not_before - clock())
                 if made < self.tries and least < left and _may_pass(outcome):
                     longest = min(self.backoff * 2 ** (made - 1), LONGEST_BACKOFF)
                     most = min(longest, (left - least) / 2)
