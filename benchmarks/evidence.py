@@ -68,7 +68,9 @@ SETS = {
 DEV, TEST = 400, 1000
 """Most sentences of dev and test that are scored: the first ones. It costs as much as training."""
 HELD_OUT = 150
-"""Of CrossNER's dev, where the rest of it joins the 200 sentences of train to make 500."""
+"""Of CrossNER's dev, where the rest of it joins the 200 sentences of train to make 500. From all
+over it: its order is by subject, and the last 150 sentences of politics alone name 26 % persons,
+the rest 1 %."""
 SMALL = {"dev": 100, "test": 200}
 PARTS = ("minilm-200", "why", "fixed-200", "minilm-500", "sample-tag", "sample-generate")
 SMALL_PARTS = ("minilm-200", "sample-tag", "sample-generate")
@@ -228,8 +230,10 @@ def set_of(folder: Path, name: str, *, few: bool) -> tuple[str, dict[str, str]]:
     if few or not name.startswith("crossner"):
         return name, written(name, train, dev[:DEV], test[:TEST])
     # Its train has 200 sentences; 500 need dev's too, which leaves less of it to choose by.
-    more = train + dev[:-HELD_OUT], dev[-HELD_OUT:], test[:TEST]
-    return f"{name} and its dev", written(f"{name}-and-dev", *more)
+    held_out = {i * len(dev) // HELD_OUT for i in range(HELD_OUT)}
+    more = train + [dev[i] for i in range(len(dev)) if i not in held_out]
+    kept = [dev[i] for i in sorted(held_out)]
+    return f"{name} and its dev", written(f"{name}-and-dev", more, kept, test[:TEST])
 
 
 def parts_of(folder: Path, name: str) -> list[list[Example]]:
