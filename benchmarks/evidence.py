@@ -121,11 +121,11 @@ def told_of(part: str, *, small: bool) -> dict[str, Any] | None:
         few = part != "minilm-500"
         told["data"] = dict(set_of(Path(folder), name, few=few) for name in names)
         told["examples"] = [200 if few else 500]
+        if part == "fixed-200":
+            return {**told, "job": {**job, "head_lr": HEAD_RATES[-1]}, "methods": FIXED}
         told["methods"] = methods(RATES if few else LIKELY)
         if not few:
             job["epochs"] = 6
-        if part == "fixed-200":
-            return {**told, "job": {**job, "head_lr": HEAD_RATES[-1]}, "methods": FIXED}
     else:
         job |= {"base": "sample/base", "batch_size": 8}
         told["data"] = {

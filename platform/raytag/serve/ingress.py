@@ -184,7 +184,6 @@ async def place_at(method: DeploymentHandle[Any], taken: float | None) -> AsyncI
 
 
 _Try = asyncio.Task[list[Spans] | Refusal | None]
-_Places = dict[asyncio.Task[Any] | None, str]
 
 
 class Models:
@@ -206,93 +205,105 @@ class Models:
         spare: Spare | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._place = place
+        self.place = place
+        self.silent = silent
+        self.spare = spare or Spare(ASKED_TWICE, ASKED_TWICE_AT_ONCE)
+        self.clock = clock
+        self.heard: dict[str, float] = {}
+        """When there was a last word of each replica."""
         self._hold = hold
-        self._silent = silent
-        self._spare = spare or Spare(ASKED_TWICE, ASKED_TWICE_AT_ONCE)
-        self._clock = clock
         self._held: dict[str, tuple[float, Refusal]] = {}
-        self._heard: dict[str, float] = {}
 
     async def extract(
         self, version: str, texts: list[str], seconds: float
     ) -> list[Spans] | Refusal:
         tenant = version.partition("/")[0]
-        now = self._clock()
+        now = self.clock()
         until, refusal = self._held.get(tenant, (now, None))
         if refusal is not None:
             if now < until:
                 return refusal
             del self._held[tenant]
-        answer = await self._asked(version, texts, now + seconds)
+        answer = await _Tries(self, version, texts, now + seconds).answer()
         if isinstance(answer, Refusal) and answer.overload:
-            self._held[tenant] = self._clock() + self._hold, answer
+            self._held[tenant] = self.clock() + self._hold, answer
         return answer
 
-    async def _asked(self, version: str, texts: list[str], until: float) -> list[Spans] | Refusal:
-        self._spare.asked()
-        tries: set[_Try] = set()
-        at: _Places = {}
+
+class _Tries:
+    """What is done for one request: tries, each at a replica of its own."""
+
+    def __init__(self, models: Models, version: str, texts: list[str], until: float) -> None:
+        self._models = models
+        self._asked = version, texts
+        self._until = until
+        self._under_way: set[_Try] = set()
+        self._at: dict[_Try | None, str] = {}
+        """The replica of each that has its place."""
+        self._taken = TAKEN
+        """Seconds that the next one waits for a place."""
+        self._alone_until = 0.0
+
+    async def answer(self) -> list[Spans] | Refusal:
+        self._models.spare.asked()
         failed: _Try | None = None
-        taken, asks = TAKEN, 0.0
         try:
-            while True:
-                if failed is not None and not tries:
-                    refusal = failed.result()
-                    assert refusal is not None
-                    return refusal
-                if not tries or (self._are_silent(tries, at, asks) and self._spare.take()):
-                    for replica in map(at.get, tries):
-                        logger.warning("nothing is heard from %s: another is asked too", replica)
-                    tries.add(asyncio.create_task(self._try(version, texts, until, at, taken)))
-                    taken, asks = taken * 2, self._clock() + self._silent
-                done, tries = await asyncio.wait(
-                    tries, timeout=self._silent / 4, return_when=asyncio.FIRST_COMPLETED
+            while self._under_way or failed is None:
+                if not self._under_way or (self._are_silent() and self._models.spare.take()):
+                    self._begin()
+                done, self._under_way = await asyncio.wait(
+                    self._under_way,
+                    timeout=self._models.silent / 4,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 for one in done:
-                    at.pop(one, None)
+                    self._at.pop(one, None)
                     if one.exception() is not None or isinstance(one.result(), Refusal):
                         failed = one
                     elif (answer := one.result()) is not None:
                         return answer
+            refusal = failed.result()
+            assert refusal is not None
+            return refusal
         finally:
-            for one in tries:
+            for one in self._under_way:
                 one.cancel()
 
-    def _are_silent(self, tries: set[_Try], at: _Places, asks: float) -> bool:
-        """Whether all have a place and none of those was heard from lately; not before ``asks``."""
-        now = self._clock()
-        return asks <= now and all(
-            one in at and self._heard[at[one]] + self._silent <= now for one in tries
+    def _begin(self) -> None:
+        for replica in map(self._at.get, self._under_way):
+            logger.warning("nothing is heard from %s: another is asked too", replica)
+        self._under_way.add(asyncio.create_task(self._try(self._taken)))
+        self._taken *= 2
+        self._alone_until = self._models.clock() + self._models.silent
+
+    def _are_silent(self) -> bool:
+        """Whether all have a place and none of those was heard from lately."""
+        now = self._models.clock()
+        return self._alone_until <= now and all(
+            one in self._at and self._models.heard[self._at[one]] + self._models.silent <= now
+            for one in self._under_way
         )
 
-    async def _try(
-        self,
-        version: str,
-        texts: list[str],
-        until: float,
-        at: _Places,
-        taken: float,
-    ) -> list[Spans] | Refusal | None:
-        """The answer of a model that no other try is ``at``; None where there is none, or it dies.
-        Says where it is itself."""
+    async def _try(self, taken: float) -> list[Spans] | Refusal | None:
+        """The answer of a model that no other try is at; None where there is none, or it dies."""
+        this, clock, heard = asyncio.current_task(), self._models.clock, self._models.heard
         try:
-            async with self._place(taken) as place:
-                is_asked = place.replica in at.values()
-                at[asyncio.current_task()] = place.replica
-                self._heard[place.replica] = self._clock()
+            async with self._models.place(taken) as place:
+                is_asked = place.replica in self._at.values()
+                self._at[this] = place.replica
+                heard[place.replica] = clock()
                 if is_asked:  # it has just said that it lives
                     return None
                 answer: list[Spans] | Refusal
-                answer = await place.call(version, texts, until - self._clock())
-                self._heard[place.replica] = self._clock()
+                answer = await place.call(*self._asked, self._until - clock())
+                heard[place.replica] = clock()
                 return answer
         except RayTaskError:
             raise
         except (*GONE, TimeoutError) as exc:
             logger.warning("an engine is gone: %s", str(exc).splitlines()[:1])
-            at.pop(asyncio.current_task(), None)
-            await asyncio.sleep(min(0.05, max(0.0, until - self._clock())))
+            self._at.pop(this, None)
+            await asyncio.sleep(min(0.05, max(0.0, self._until - clock())))
             return None
 
 
