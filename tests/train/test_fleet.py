@@ -125,6 +125,7 @@ def test_of_six_one_fails_and_five_are_published_once_though_the_driver_dies_twi
     assert [len(registry.versions("acme", name)) for name in expected["acme"]] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_run_is_published_and_another_begins_from_it(
     cluster: LocalCluster,
     s3: "S3Client",
