@@ -60,7 +60,7 @@ def _read(kind: type[Settings], program: str, given: list[str] | dict[str, Any])
     parser.add_class_arguments(kind, as_group=False)
     try:
         parsed = parser.parse_object(given) if isinstance(given, dict) else parser.parse_args(given)
-        made = parser.instantiate_classes(parsed).as_dict()
+        made = parser.instantiate(parsed).as_dict()
         del made["config"]
         return kind(**made)
     except jsonargparse.ArgumentError as exc:
