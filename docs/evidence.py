@@ -30,7 +30,8 @@ PARTS = {
         *("LoRA", "A at 2", "A at 1/4", "A at 1/16", "A at 1/64", "A at rest", "LoRA at 1e-4"),
         *("LoRA+ 16 at 1e-4", "1/16, no warm-up", "1/16, constant", "1/16, decay 0.1"),
         *("1/16, alpha 128", "1/16, A larger", "1/16, from B", "1/16, PiSSA"),
-        *("1/4, A larger", "1/4, PiSSA", "LoRA, PiSSA"),
+        *("1/4, A larger", "1/4, PiSSA", "LoRA, PiSSA", "LoRA, 6 epochs", "A at 1/4, 6 epochs"),
+        *("A at 1/16, 6 epochs", "LoRA+ 4 at 1.6e-3", "LoRA+ 4 at 1.6e-3, 6 epochs"),
     ),
 }
 """Methods by part, the reference first."""
@@ -130,8 +131,8 @@ def _steps(one: Standing) -> str:
     if one.difference is None:
         return "1"
     if one.steps_ratio is None:
-        return f"0 of {len(one.seeds)} reached it"
-    return f"{one.steps_ratio.in_words(2)} ({one.reached} of {len(one.seeds)})"
+        return f"0 of {one.compared} reached it"
+    return f"{one.steps_ratio.in_words(2)} ({one.reached} of {one.compared})"
 
 
 def _point(one: Standing) -> str:

@@ -93,11 +93,11 @@ def sweep(arguments: Sequence[str]) -> int:
     print_comparison(swept.comparison)
     print(f"report: {settings.output}/report.html")
     if swept.failed:
-        name, reason = next(iter(swept.failed.items()))
-        raise RaytagError(
-            f"{len(swept.failed)} of {swept.trials} trials failed, {name} because: {reason}; "
-            "the same command tries those again"
-        )
+        name, failure = max(swept.failed.items(), key=lambda failed: failed[1].is_bug)
+        said = f"{len(swept.failed)} of {swept.trials} trials failed, {name} because: "
+        if failure.is_bug:
+            raise RuntimeError(f"{said}{failure.reason}")
+        raise RaytagError(f"{said}{failure.reason}; the same command tries those again")
     return 0
 
 

@@ -4,9 +4,11 @@ Knows CPUs, GPUs and their kinds as Ray's nodes offer them; nothing of what work
 """
 
 import difflib
+import os
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import ray
 from ray.util.accelerators import accelerators
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -112,6 +114,13 @@ def find_seat(settings: Placed, least: int, worker: str, *, dry: bool = False) -
             )
         print(f"waiting for nodes with {asked}", flush=True)
         _wait_for(seat, least)
+
+
+def hide_gpus_not_given() -> None:
+    """Have this process, which Ray placed, see no GPU where it was given none: Ray leaves it those
+    of its host, and what looks for CUDA would take the first. To be called before CUDA begins."""
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _wait_for(seat: Seat, count: int) -> None:

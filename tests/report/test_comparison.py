@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,11 +115,11 @@ def test_what_was_stopped_or_never_scored_is_not_the_best() -> None:
 
 
 def test_a_record_comes_back_as_it_was_written() -> None:
-    whole = TRIALS[1]
-    assert TrialRecord.from_json(whole.to_json()) == TrialRecord.from_json(
-        TrialRecord.from_json(whole.to_json()).to_json()
+    told = [[1, 0, 0], [0, 1, 2]]
+    whole = trial(
+        *("m", 1e-3, 7, [0.5, 0.25], told), examples=0, device="a card", settings={"lr": 1e-3}
     )
-    assert TrialRecord.from_json(whole.to_json()).test_f1 == whole.test_f1
+    assert TrialRecord.from_json(whole.to_json()) == whole
     odd = trial("m", 1.0, 0, [0.5], [RIGHT])
     text = TrialRecord.to_json(
         TrialRecord.from_json(odd.to_json().replace('"losses":[1.0', '"losses":[null'))
@@ -126,6 +127,50 @@ def test_a_record_comes_back_as_it_was_written() -> None:
     assert json.loads(text)["losses"] == [None, 0.5]
     with pytest.raises((ValueError, KeyError, TypeError)):
         TrialRecord.from_json('{"losses": []}')
+
+
+def test_where_nothing_was_found_the_last_weights_are_kept_and_nobody_comes_to_that() -> None:
+    nothing = trial("lora", 1e-3, 0, [0.0, 0.0, 0.0], [MISSED])
+    assert nothing.peak.step == 30
+    found = compare(
+        "x", [nothing, trial("lora+", 1e-3, 0, [0.5], [RIGHT])], reference="lora", first_seed=0
+    )
+    assert standing(found, "lora+").steps_ratio is None
+    assert "| 1 | 0.500 | 1.000 |" in to_markdown(found)
+
+
+def test_what_is_missing_is_said() -> None:
+    records = [
+        *(trial("lora", 1e-3, seed, [0.5, 0.6], [RIGHT]) for seed in (0, 1, 2)),
+        *(trial("lora+", 1e-3, seed, [0.7, 0.6], [RIGHT]) for seed in (0, 3)),
+        trial("slow", 1e-3, 0, [0.1], state="stopped"),
+    ]
+    asked = ("lora", "lora+", "broken", "slow")
+    found = compare("x", records, reference="lora", first_seed=0, asked=asked)
+    (contest,) = found.contests
+    assert contest.without == ["broken", "slow"]
+    # Of its two seeds the reference has one, to whose peak it came.
+    assert (standing(found, "lora+").reached, standing(found, "lora+").compared) == (1, 1)
+    for text in (to_markdown(found), render_comparison(found)):
+        assert "No trial of the search finished: broken, slow" in text
+        assert "1.000 ± 0.000, 2 of 3 seeds" in text
+    assert json.loads(found.to_json())["contests"][0]["without"] == ["broken", "slow"]
+    alone = compare("x", records[3:], reference="lora", first_seed=0)
+    assert "never" not in to_markdown(alone)
+
+
+def test_seeds_that_were_evaluated_after_other_steps_have_no_curve_and_a_page() -> None:
+    evaluations = [Evaluation(step=6, f1=0.5, seconds=1.0)]
+    other = replace(trial("lora", 1e-3, 1, [0.5], [RIGHT]), evaluations=evaluations)
+    records = [trial("lora", 1e-3, 0, [0.5], [RIGHT]), other]
+    found = compare("x", records, reference="lora", first_seed=0)
+    assert standing(found, "lora").curve == []
+    assert "0.500 ± 0.000" in render_comparison(found)
+
+
+def test_two_records_of_one_trial_are_no_two_seeds() -> None:
+    with pytest.raises(ValueError, match="two records are of"):
+        compare("x", [*TRIALS, TRIALS[0]], reference="lora", first_seed=0)
 
 
 def test_page_markdown_and_json_say_the_same(comparison: Comparison) -> None:

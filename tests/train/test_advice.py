@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tiny import encoder
 
+from raytag.errors import SettingsError
 from raytag.model.base import Base, find_base
 from raytag.train.advice import PICKED, TABLE, advised
 from raytag.train.settings import FinetuneSettings
@@ -41,17 +42,28 @@ def test_auto_picks_for_the_base_and_the_examples(
 ) -> None:
     found = advised(TOLD, 200, base)
     assert {name: getattr(found, name) for name in PICKED} == TABLE[0].picks
-    assert "(for 200 examples and 0 million weights)" in capsys.readouterr().out
+    assert "(for 200 examples, 0 million weights and the tag head)" in capsys.readouterr().out
     assert advised(found, 200, base) == found
     assert advised(replace(TOLD, auto=False), 200, base) == replace(TOLD, auto=False)
 
 
-@pytest.mark.parametrize("given", [{"epochs": 3, "ratio": 4.0}, {"head": "generate"}])
+@pytest.mark.parametrize("given", [{"epochs": 3}, {"lr": 3e-4, "ratio": 8.0, "head_lr": 5e-3}])
 def test_what_was_given_stands(base: Base, given: dict[str, Any]) -> None:
     found = advised(replace(TOLD, **given), 200, base)
-    picked = set(PICKED) - given.keys() - ({"head_lr"} if found.head == "generate" else set())
+    picked = set(PICKED) - given.keys()
     assert {name: getattr(found, name) for name in picked} == {
         name: TABLE[0].picks[name] for name in picked
     }
     assert {name: getattr(found, name) for name in given} == given
-    assert found.head == "tag" or found.head_lr == TOLD.head_lr
+
+
+@pytest.mark.parametrize("given", [{"lr": 3e-4}, {"ratio": 1.0}])
+def test_half_of_what_goes_together_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="change both or neither"):
+        replace(TOLD, **given)
+    replace(TOLD, auto=False, **given)
+
+
+def test_what_was_measured_with_one_head_is_not_said_of_another(base: Base) -> None:
+    told = replace(TOLD, head="generate")
+    assert advised(told, 200, base) == told

@@ -78,6 +78,9 @@ def test_words_that_look_like_numbers_are_words(tmp_path: Path) -> None:
         ({"job": {"base": "b", "workers": "2"}}, "workers is not for a trial"),
         ({"data": {"news": {"train": "t", "dev": "d"}}}, "news: test is missing"),
         ({"data": {"news": {**NEWS, "examples": 20}}}, "must be a list of numbers or all"),
+        ({"methods": {"m": {"test": "else.jsonl"}}}, "m: test is for data to say"),
+        ({"methods": {"m": {"grid": {"dev": ["d", "e"]}}}}, "m: grid: dev is for data to say"),
+        ({"grid": {"overlaps": ["flatten", "reject"]}}, "grid: overlaps is for data to say"),
         ({"methods": {"m": {"lr": 1e-3}}}, "lr is both set and swept"),
         ({"methods": {"m": {"grid": {"lr": 1e-3}}}}, "lr needs a list of values"),
         ({"grid": {"lr": []}}, "lr needs a list of values"),
@@ -142,6 +145,9 @@ def test_the_best_of_a_grid_is_repeated_before_other_grids_go_on(tmp_path: Path)
     assert _drained(again, trials, scores) == [lora[0], repeated[0], *plus, repeated[1]]
     kept = {name: record for name, record in agenda.records.items() if "lora+16" not in name}
     assert _drained(Agenda(trials, 7, kept), trials, scores) == [*plus, repeated[1]]
+    # Stopped when its seed was the first of a search, which now is but a repetition.
+    before = {**agenda.records, repeated[0]: replace(agenda.records[repeated[0]], state="stopped")}
+    assert _drained(Agenda(trials, 7, before), trials, scores) == [repeated[0], plus[1]]
     nothing = Agenda({name: trials[name] for name in trials if name not in plus}, 7, {})
     assert _drained(nothing, trials, {}) == lora
 
@@ -206,9 +212,11 @@ def told(tmp_path: Path) -> dict[str, Any]:
         rows = (ROOT / NEWS[part]).read_text(encoding="utf-8").splitlines()[:size]
         news[part] = str(tmp_path / f"{part}.jsonl")
         Path(news[part]).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    with Path(news["train"]).open("a", encoding="utf-8") as train:
+        train.write("no row\n")
     return {
         "output": str(tmp_path / "sweep"),
-        "job": {"base": "sample/base", "batch_size": 8, "epochs": 3},
+        "job": {"base": "sample/base", "batch_size": 8, "epochs": 3, "on_bad": "set-aside"},
         "data": {"news": news},
         "examples": [64],
         "methods": {"lora+16": {"ratio": 16}},
@@ -253,6 +261,22 @@ def test_killed_and_gone_on_a_trial_equals_its_single_run_and_the_hopeless_is_st
     assert (standing["tried"], standing["stopped"]) == (3, 1)
     assert standing["test"]["mean"] == records[5e-4].test_f1
     assert "lora+16" in (output / "report.html").read_text(encoding="utf-8")
+    # What every job says of its data is said once, and what was set aside is kept.
+    assert said.count("data news: train: 64 examples drawn by seed 0") == 1
+    (row,) = (output / "data" / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(row)["raw"] == "no row"
+
+    # What was stopped counts where one would be stopped again, and not where none is.
+    file.write_text(json.dumps({**told, "grace": 0.0}), encoding="utf-8")
+    again = _command("sweep", "--config", str(file), "--dry-run", "true")
+    assert "1 trials to run, 2 done already" in _ended(_start(cluster, again))
+    # A grid that names a setting more, at its default, has the same trials by longer names.
+    told["grid"]["head_lr"] = [1e-3]
+    file.write_text(json.dumps(told), encoding="utf-8")
+    said = _ended(_start(cluster, _command("sweep", "--config", str(file))))
+    assert "0 trials to run, 3 done already" in said
+    (contest,) = json.loads((output / "report.json").read_text(encoding="utf-8"))["contests"]
+    assert contest["methods"][0]["point"] == {"lr": 5e-4, "head_lr": 1e-3}
 
 
 @pytest.mark.slow

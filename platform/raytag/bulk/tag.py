@@ -43,7 +43,7 @@ from raytag.bulk.store import (
 from raytag.cluster import check_output, check_reach, connect
 from raytag.errors import DataError, ModelError, RaytagError, SettingsError
 from raytag.model.files import find_model, revision_of
-from raytag.placement import Seat, find_seat
+from raytag.placement import Seat, find_seat, hide_gpus_not_given
 from raytag.report.terminal import TaggingProgress
 
 SHAPING = (
@@ -300,6 +300,7 @@ class ShardTagger:
         self._generation = generation
         self._plan: Plan | None = None
         self._tagger: Any = None
+        hide_gpus_not_given()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
         from raytag.bulk.shard import tag_shard

@@ -17,8 +17,6 @@ import numpy as np
 
 from raytag.text.bootstrap import Counts, interval
 
-NOT_ALL = "stopped early and failed trials are in no figure but the seconds of the search"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
@@ -57,8 +55,10 @@ class TrialRecord:
 
     @property
     def peak(self) -> Evaluation:
-        """The best evaluation, the first of equals: its weights are what is kept and scored."""
-        return max(self.evaluations, key=lambda found: found.f1)
+        """The best evaluation, the first of equals: its weights are what is kept and scored. Where
+        nothing was ever found those are the last."""
+        best = max(self.evaluations, key=lambda found: found.f1)
+        return best if best.f1 else self.evaluations[-1]
 
     @property
     def training_seconds(self) -> float:
@@ -148,6 +148,8 @@ class Standing:
     it; None where none did."""
     reached: int
     """How many did."""
+    compared: int
+    """Of how many that the reference has too."""
     seconds: Spread
     """Of training, with its evaluations."""
     search_seconds: float
@@ -169,6 +171,7 @@ class Standing:
             "difference": asdict(self.difference) if self.difference else None,
             "steps_ratio": self.steps_ratio.to_dict() if self.steps_ratio else None,
             "reached": self.reached,
+            "compared": self.compared,
             "search_seconds": self.search_seconds,
             "tried": self.tried,
             "stopped": self.stopped,
@@ -185,6 +188,8 @@ class Contest:
     standings: Sequence[Standing]
     sentences: int
     """Of test."""
+    without: Sequence[str] = ()
+    """Methods of which no trial of the search finished."""
 
     @property
     def name(self) -> str:
@@ -221,6 +226,7 @@ class Comparison:
                     "examples": contest.examples or "all",
                     "sentences": contest.sentences,
                     "methods": [standing.to_dict() for standing in contest.standings],
+                    "without": list(contest.without),
                 }
                 for contest in self.contests
             ],
@@ -235,12 +241,17 @@ def compare(
     *,
     reference: str,
     first_seed: int,
+    asked: Iterable[str] = (),
     machine: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """How the methods of the trials stand, contest by contest, in the order they come in.
 
-    The best point of a method is chosen by dev F1 among finished trials of ``first_seed``.
+    The best point of a method is chosen by dev F1 among finished trials of ``first_seed``. What is
+    ``asked`` are methods that may have left no record at all. Raises ValueError where two records
+    are of the same trial.
     """
+    records = [*records]
+    _check_once(records)
     cells: dict[tuple[str, int], dict[str, list[TrialRecord]]] = {}
     for record in records:
         contest = cells.setdefault((record.data, record.examples), {})
@@ -258,11 +269,25 @@ def compare(
             for method, runs in chosen.items()
         ]
         if standings:
-            sentences = max(len(run.test) for runs in chosen.values() for run in runs)
             contests.append(
-                Contest(data=data, examples=examples, standings=standings, sentences=sentences)
+                Contest(
+                    data=data,
+                    examples=examples,
+                    standings=standings,
+                    sentences=max(len(run.test) for runs in chosen.values() for run in runs),
+                    without=[m for m in dict.fromkeys((*asked, *methods)) if m not in chosen],
+                )
             )
     return Comparison(title=title, reference=reference, contests=contests, machine=machine or {})
+
+
+def _check_once(records: Iterable[TrialRecord]) -> None:
+    seen = set()
+    for record in records:
+        trial = record.data, record.examples, record.method, record.seed, *record.point.items()
+        if str(trial) in seen:
+            raise ValueError(f"two records are of {trial}: of other settings or data?")
+        seen.add(str(trial))
 
 
 def best_of(records: Iterable[TrialRecord]) -> TrialRecord | None:
@@ -288,11 +313,8 @@ def _standing(
     *,
     is_reference: bool,
 ) -> Standing:
-    ratios = [
-        ratio
-        for run in runs
-        if run.seed in against and (ratio := _steps_ratio(run, against[run.seed])) is not None
-    ]
+    pairs = [(run, against[run.seed]) for run in runs if run.seed in against]
+    ratios = [ratio for pair in pairs if (ratio := _steps_ratio(*pair)) is not None]
     return Standing(
         method=runs[0].method,
         point=runs[0].point,
@@ -304,6 +326,7 @@ def _standing(
         steps=Spread(values=[run.peak.step for run in runs]),
         steps_ratio=Spread(values=ratios) if ratios else None,
         reached=len(ratios),
+        compared=len(pairs),
         seconds=Spread(values=[run.training_seconds for run in runs]),
         search_seconds=sum(trial.seconds for trial in trials),
         tried=len(trials),
@@ -313,9 +336,10 @@ def _standing(
 
 
 def _steps_ratio(run: TrialRecord, reference: TrialRecord) -> float | None:
-    """When the run came to the reference's best dev F1, with the reference's steps as 1."""
+    """When the run came to the reference's best dev F1, with the reference's steps as 1; None
+    where it did not, and where the reference found nothing."""
     peak = reference.peak
-    reached = [found.step for found in run.evaluations if found.f1 >= peak.f1]
+    reached = [found.step for found in run.evaluations if found.f1 >= peak.f1 > 0]
     return reached[0] / peak.step if reached else None
 
 

@@ -14,14 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from raytag.report.charts import chart
-from raytag.report.comparison import Comparison, Contest, Spread, Standing, point_words
+from raytag.report.comparison import Comparison, Contest, Standing, point_words
 from raytag.report.content import flattened
 from raytag.report.page import Figure, render
 from raytag.report.terminal import duration, visible
 
 COLUMNS = (
-    *("Method", "Best point", "Dev F1", "Test F1", "Difference", "Steps", "Steps to peak", "Time"),
-    "Search",
+    *("Method", "Best point", "Seeds", "Dev F1", "Test F1", "Difference", "Steps"),
+    *("Steps to peak", "Time", "Search"),
 )
 HOW_TO_READ = (
     "A method stands at the point of its grid that was best on dev with the first seed; figures "
@@ -29,7 +29,8 @@ HOW_TO_READ = (
     "bootstrap's 95 % interval over sentences, counts summed over seeds; it says nothing of the "
     "chance in training, which the deviations show. “Steps” lead to a method's own best dev F1; "
     "“steps to peak” to the reference's, with the reference's own as 1. “Time” is that of one "
-    "training with its evaluations, “search” that of all trials of the method."
+    "training with its evaluations, “search” that of all trials of the method, stopped ones "
+    "included."
 )
 EDGE = "at the edge of its grid: better values may lie beyond"
 
@@ -42,6 +43,8 @@ class ShownContest:
     rows: Sequence[tuple[bool, Sequence[str]]]
     """(whether it is the best by test F1, cells as COLUMNS has them)."""
     figure: Figure | None
+    without: str
+    """What is to be said of methods that have no row."""
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -67,6 +70,8 @@ def to_markdown(comparison: Comparison) -> str:
         parts.append(f"## {_escaped(contest.name)}, {contest.sentences} test sentences")
         rows = [_row(comparison, standing) for standing in contest.standings]
         parts.append(_markdown_table(COLUMNS, rows))
+        if without := _without(contest):
+            parts.append(_escaped(without))
     if _any_edge(comparison):
         parts.append(f"\\* {EDGE}")
     facts = [
@@ -94,12 +99,14 @@ def _overview(comparison: Comparison) -> list[tuple[str, list[tuple[bool, str]]]
     """Per contest its name, and per method whether it is the best, and its test F1."""
     rows = []
     for contest in comparison.contests:
-        known = {standing.method: standing for standing in contest.standings}
+        most = max(len(standing.seeds) for standing in contest.standings)
+        known = {
+            standing.method: standing.test.in_words()
+            + (f", {len(standing.seeds)} of {most} seeds" if len(standing.seeds) < most else "")
+            for standing in contest.standings
+        }
         best = contest.best.method
-        cells = [
-            (method == best, known[method].test.in_words() if method in known else "–")
-            for method in comparison.methods
-        ]
+        cells = [(method == best, known.get(method, "–")) for method in comparison.methods]
         rows.append((contest.name, cells))
     return rows
 
@@ -107,15 +114,17 @@ def _overview(comparison: Comparison) -> list[tuple[str, list[tuple[bool, str]]]
 def _shown(comparison: Comparison, contest: Contest) -> ShownContest:
     best = contest.best
     rows = [(standing is best, _row(comparison, standing)) for standing in contest.standings]
-    return ShownContest(contest, rows, _figure(contest))
+    return ShownContest(contest, rows, _figure(contest), _without(contest))
 
 
 def _figure(contest: Contest) -> Figure | None:
+    # Seeds that were never evaluated after the same step have no mean to draw.
     lines = [
         (standing.method, [(float(step), f1) for step, f1 in standing.curve])
         for standing in contest.standings
+        if standing.curve
     ]
-    last = max((points[-1][0] for _, points in lines if points), default=0.0)
+    last = max((points[-1][0] for _, points in lines), default=0.0)
     drawn = chart(lines, x_range=(0.0, last))
     words = ", ".join(f"{name} up to {max(y for _, y in points):.3f}" for name, points in lines)
     return Figure(drawn, "Dev F1", words) if drawn else None
@@ -124,26 +133,35 @@ def _figure(contest: Contest) -> Figure | None:
 def _row(comparison: Comparison, standing: Standing) -> list[str]:
     marked = {key: "*" if key in standing.at_edge else "" for key in standing.point}
     words = zip(point_words(standing.point), marked.values(), strict=True)
-    difference, ratio = standing.difference, standing.steps_ratio
+    difference = standing.difference
     reference = standing.method == comparison.reference
     return [
         standing.method,
         ", ".join(word + mark for word, mark in words) or "–",
+        str(len(standing.seeds)),
         standing.dev.in_words(),
         standing.test.in_words(),
         difference.in_words() if difference else "–",
         f"{standing.steps.mean:.0f}",
-        "1" if reference else _ratio(ratio, standing.reached, len(standing.seeds)),
+        "1" if reference else _steps_to_peak(standing),
         duration(standing.seconds.mean),
         f"{duration(standing.search_seconds)}, {standing.tried} trials"
         + (f", {standing.stopped} stopped" if standing.stopped else ""),
     ]
 
 
-def _ratio(ratio: Spread | None, reached: int, seeds: int) -> str:
-    if ratio is None:
+def _steps_to_peak(standing: Standing) -> str:
+    if not standing.compared:
+        return "–"
+    if standing.steps_ratio is None:
         return "never"
-    return ratio.in_words(2) + ("" if reached == seeds else f" ({reached} of {seeds})")
+    words, of = standing.steps_ratio.in_words(2), standing.compared
+    return words if standing.reached == of else f"{words} ({standing.reached} of {of})"
+
+
+def _without(contest: Contest) -> str:
+    names = ", ".join(contest.without)
+    return f"No trial of the search finished: {names}" if names else ""
 
 
 def _any_edge(comparison: Comparison) -> bool:

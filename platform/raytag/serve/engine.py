@@ -20,6 +20,7 @@ from raytag.model.base import find_base
 from raytag.model.mixed import MixedAdapter, MixedTagger
 from raytag.model.packed import PackedModel
 from raytag.model.tagger import Answer, Piece
+from raytag.placement import hide_gpus_not_given
 from raytag.registry.registry import Registry
 from raytag.serve.batching import Batcher, BatchStats, DeadlineExceeded, NoTime, Overloaded
 from raytag.serve.front import Refusal, Spans
@@ -45,6 +46,7 @@ class Engine:
         log_lines()
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
+        hide_gpus_not_given()
         on_gpu = torch.cuda.is_available()
         torch.set_num_threads(settings.cpus)
         sys.setswitchinterval(SWITCH_SECONDS)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 
 from raytag.errors import RaytagError, StorageError
+from raytag.placement import hide_gpus_not_given
 from raytag.train.checkpoint import Checkpoint, complete, load_checkpoint, save_checkpoint
 from raytag.train.worker import Phases, TrainJob, Worker, base_here
 
@@ -28,6 +29,7 @@ def attempt(config: Mapping[str, Any]) -> None:
     job: TrainJob = ray.get(config["job"])
     mailbox: ActorHandle[Any] = config["mailbox"]
     started: float = config["started"]
+    hide_gpus_not_given()
     try:
         _Attempt(job, mailbox if dist.get_rank() == 0 else None, started).run()
     except RaytagError as exc:

@@ -18,7 +18,7 @@ from raytag.model.adapter import AdapterCard
 from raytag.model.merge import load_for_scoring
 from raytag.model.settings import LoadIn
 from raytag.model.tagger import Tagger
-from raytag.placement import find_seat
+from raytag.placement import find_seat, hide_gpus_not_given
 from raytag.report.content import DataNotes, Report, Resources, to_json
 from raytag.report.mistakes import worst_errors
 from raytag.report.page import render_page
@@ -127,6 +127,7 @@ def _tag(settings: EvaluateSettings, texts: Sequence[Sequence[str]]) -> Tagged |
     """
     import torch
 
+    hide_gpus_not_given()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         with storage.on_disk(settings.adapter) as folder:

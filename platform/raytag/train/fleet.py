@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raytag import storage
 from raytag.cluster import check_output, check_reach, connect
 from raytag.errors import RaytagError
-from raytag.placement import find_seat
+from raytag.placement import find_seat, hide_gpus_not_given
 from raytag.report.terminal import FleetTable
 from raytag.train.fleet_settings import Entry, FleetSettings, read_manifest
 from raytag.train.follow import Mailbox
@@ -188,6 +188,7 @@ class Worker:
 
         from raytag.train.pack import train_pack
 
+        hide_gpus_not_given()
         torch.set_num_threads(self.settings.cpus)
         results: list[Result] = []
         begun: list[_Begun] = []

@@ -71,8 +71,8 @@ class FinetuneSettings:
     targets: tuple[str, ...] = ()
     """Layers to adapt, as [q_proj,v_proj]; none means all linear ones of attention and MLP."""
     auto: bool = False
-    """Pick rates, batch_size and epochs by the number of examples and the size of the base; what
-    is not at its default stands."""
+    """Pick rates, batch_size and epochs by the number of examples, the size of the base and the
+    head; what is not at its default stands."""
     lr: float = 1e-4
     """Learning rate of A."""
     ratio: float = 16.0
@@ -182,6 +182,11 @@ class FinetuneSettings:
                 self.load_in in ("bf16", "8bit", "4bit") and self.zero == "0",
                 f"--zero 0 keeps no fp32 master weights, which --load-in {self.load_in} needs; "
                 "use --zero 2",
+            ),
+            (
+                self.auto and (self.lr == type(self).lr) != (self.ratio == type(self).ratio),
+                "--auto picks --lr and --ratio together, as each is good with the other; change "
+                "both or neither",
             ),
             (
                 bool(self.examples and self.k_shot),

@@ -5,23 +5,25 @@ whole when it ends; what has one is not run again. So a sweep goes on after any 
 a larger grid in the same place runs only what is new.
 
     OUTPUT/trials/FINGERPRINT.json    what a trial left behind
+          /data/rejected.jsonl        rows that were set aside
           /report.html, report.md, report.json
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
 
 from raytag import storage
-from raytag.cluster import check_output, check_reach, connect
+from raytag.cluster import check_output, check_reach, connect, nodes
 from raytag.errors import DataError, ResourceError, SettingsError
 from raytag.model.base import Base, find_base, head_config
 from raytag.placement import Seat, find_seat
 from raytag.report.comparison import Comparison, TrialRecord, compare
 from raytag.report.comparison_page import render_comparison, to_markdown
+from raytag.text.formats import Rejected, write_rejected
 from raytag.train.data import TrainingData, gather, settings_fingerprint
 from raytag.train.lineage import begun_from, read_parent
 from raytag.train.memory import GIB
@@ -30,7 +32,7 @@ from raytag.train.publish import versions
 from raytag.train.settings import FinetuneSettings
 from raytag.train.sweep_settings import SweepSettings, Trial, read_trials
 from raytag.train.trial import Assignment, Trainer, train_adapter
-from raytag.train.tuning import Agenda, run_trials
+from raytag.train.tuning import Agenda, Failure, run_trials
 from raytag.train.worker import judged
 
 _READ = ("train", "dev", "test", "format", "on_bad", "overlaps", "examples", "k_shot", "seed")
@@ -49,8 +51,8 @@ class Swept:
     comparison: Comparison
     trials: int
     """That were asked for, in this run or before."""
-    failed: Mapping[str, str]
-    """Why, by the trial's name."""
+    failed: Mapping[str, Failure]
+    """By the trial's name."""
 
 
 def sweep(settings: SweepSettings, trainers: Mapping[str, Trainer] | None = None) -> Swept | None:
@@ -67,44 +69,63 @@ def sweep(settings: SweepSettings, trainers: Mapping[str, Trainer] | None = None
     seat = find_seat(settings, 1, "trial", dry=settings.dry_run).of_one_kind()
     assignments = _Assigner(settings, seat, trainers).assign(trials)
     by_run = {run: assigned.trial for run, assigned in assignments.items()}
-    records = read_records(settings.output, by_run)
+    records = {
+        run: record
+        for run, record in read_records(settings.output, by_run).items()
+        if record.state == "finished" or _would_be_stopped(record, settings.grace)
+    }
     agenda = Agenda(by_run, settings.seeds[0], records)
     print(f"{agenda.left} trials to run, {len(records)} done already", flush=True)
     if settings.dry_run:
         return None
     failed = run_trials(settings, seat, assignments, agenda) if agenda.left else {}
-    kept = [agenda.records[run] for run in by_run if run in agenda.records]
+    kept = [
+        # A record is one training's; what it is called here follows from this sweep's settings.
+        replace(
+            agenda.records[run],
+            data=trial.data,
+            examples=trial.examples,
+            method=trial.method,
+            point=trial.point,
+        )
+        for run, trial in by_run.items()
+        if run in agenda.records
+    ]
     comparison = compare(
         settings.output.rstrip("/").rsplit("/", 1)[-1],
         kept,
         reference=settings.compared_with,
         first_seed=settings.seeds[0],
+        asked=settings.methods,
         machine={"devices": sorted({record.device for record in kept}), "versions": versions()},
     )
     write_report(settings.output, comparison)
     return Swept(
         comparison=comparison,
         trials=len(kept) + len(failed),
-        failed={by_run[run].name: reason for run, reason in failed.items()},
+        failed={by_run[run].name: failure for run, failure in failed.items()},
     )
 
 
-def read_records(output: str, trials: Mapping[str, Trial]) -> dict[str, TrialRecord]:
-    """The records that are there, by fingerprint, under the names these trials have now.
+def _would_be_stopped(record: TrialRecord, grace: float) -> bool:
+    """Whether a trial that was stopped had the time that one has now."""
+    return bool(grace) and record.evaluations[-1].step >= grace * record.total_steps
+
+
+def read_records(output: str, runs: Collection[str]) -> dict[str, TrialRecord]:
+    """The records of these runs that are there, by fingerprint, as they were written.
 
     Raises DataError for a file that is none.
     """
     found = {}
     for place in storage.list_files(storage.join(output, "trials")):
         run = place.rsplit("/", 1)[-1].removesuffix(".json")
-        if run not in trials:
+        if run not in runs:
             continue
         try:
-            record = TrialRecord.from_json(storage.read_bytes(place).decode())
+            found[run] = TrialRecord.from_json(storage.read_bytes(place).decode())
         except (ValueError, KeyError, TypeError) as exc:
             raise DataError(f"{place} is no record of a trial ({exc}); remove it") from exc
-        trial = trials[run]
-        found[run] = replace(record, data=trial.data, examples=trial.examples, method=trial.method)
     return found
 
 
@@ -121,6 +142,7 @@ def write_report(output: str, comparison: Comparison) -> None:
 class _Gathered:
     data: "ray.ObjectRef[TrainingData]"
     fingerprint: str
+    window: int
 
 
 class _Assigner:
@@ -135,6 +157,8 @@ class _Assigner:
         self._bases: dict[tuple[str, str | None], tuple[Base, str]] = {}
         self._gathered: dict[tuple[Any, ...], _Gathered] = {}
         self._plans: dict[tuple[Any, ...], int] = {}
+        self._said: set[str] = set()
+        self._rejected: dict[Rejected, None] = {}
 
     def assign(self, trials: Sequence[Trial]) -> dict[str, Assignment]:
         """Assignments by fingerprint."""
@@ -145,6 +169,10 @@ class _Assigner:
                 same = assignments[assigned.run].trial.name
                 raise SettingsError(f"{trial.name} is the same as {same}; leave one of them out")
             assignments[assigned.run] = assigned
+        if self._rejected and not self._settings.dry_run:
+            write_rejected(
+                storage.join(self._settings.output, "data", "rejected.jsonl"), self._rejected
+            )
         return assignments
 
     def _assignment(self, trial: Trial) -> Assignment:
@@ -184,19 +212,38 @@ class _Assigner:
             for part, examples in (("dev", data.dev), ("test", data.test)):
                 if not judged(examples):
                     raise DataError(f"data {trial.data}: {part} holds no entities to judge by")
-            self._gathered[key] = _Gathered(data=ray.put(data), fingerprint=data.fingerprint())
+            for note in data.notes:
+                self._say(f"data {trial.data}: {note}")
+            self._rejected |= dict.fromkeys(data.rejected)
+            self._gathered[key] = _Gathered(
+                data=ray.put(data), fingerprint=data.fingerprint(), window=data.window
+            )
         return self._gathered[key]
+
+    def _say(self, line: str) -> None:
+        """Once, whatever the numbers of examples and the seeds."""
+        if line not in self._said:
+            self._said.add(line)
+            print(line, flush=True)
 
     def _zero(self, told: FinetuneSettings, base: Base, data: _Gathered) -> int:
         """The ZeRO stage that a job of its own would have."""
-        key = tuple(getattr(told, name) for name in _HELD)
+        key = (*(getattr(told, name) for name in _HELD), data.window)
         if key not in self._plans:
             zero, need, there = preflight(told, self._seat, base, ray.get(data.data))
-            share = self._settings.trials_per_gpu if self._seat.gpu else 1
+            share, place, lower = self._sharing()
             if there is not None and need.total * share > there:
                 raise ResourceError(
-                    f"{share} trials need {need.total * share / GIB:.1f} GiB of a GPU's "
-                    f"{there / GIB:.1f} GiB; lower --trials-per-gpu"
+                    f"{share} trials need {need.total * share / GIB:.1f} GiB of a {place}'s "
+                    f"{there / GIB:.1f} GiB; lower {lower}"
                 )
             self._plans[key] = zero
         return self._plans[key]
+
+    def _sharing(self) -> tuple[int, str, str]:
+        """How many trials share a memory, whose that is, and which setting says so."""
+        settings = self._settings
+        if self._seat.gpu:
+            return settings.trials_per_gpu, "GPU", "--trials-per-gpu"
+        most = max(map(self._seat.fits, nodes()))
+        return min(most, settings.slots or most), "node", "--slots"

@@ -25,6 +25,8 @@ from raytag.train.settings import FinetuneSettings
 
 SAID_ELSEWHERE = ("seed", "examples", "output")
 """Settings of a trial that the sweep has a place of its own for."""
+OF_DATA = ("train", "dev", "test", "format", "on_bad", "overlaps")
+"""Settings that say what is read: methods are compared on the same text."""
 PLACED = ("cpus", "device", "accelerator")
 NOT_FOR_TRIALS = (
     *("tenant", "domain", "registry", "overwrite", "dry_run", "mlflow", "checkpoint_every"),
@@ -136,7 +138,7 @@ def read_trials(settings: SweepSettings) -> list[Trial]:
     """Every trial that can be, set by set and method by method. Raises SettingsError, naming
     where the mistake is."""
     _check_settings("job", settings.job)
-    _check_settings("grid", settings.grid)
+    _check_settings("grid", settings.grid, refused=OF_DATA)
     trials: list[Trial] = []
     for name, own in settings.data.items():
         where = f"data {name}"
@@ -162,10 +164,10 @@ def _trials(
     told: Mapping[str, Any],
 ) -> Iterator[Trial]:
     where = f"method {method}"
-    _check_settings(where, told, besides=("grid",))
+    _check_settings(where, told, besides=("grid",), refused=OF_DATA)
     makes = {key: value for key, value in told.items() if key != "grid"}
     grid = told.get("grid", settings.grid)
-    _check_settings(f"{where}: grid", grid)
+    _check_settings(f"{where}: grid", grid, refused=OF_DATA)
     twice = sorted(makes.keys() & grid.keys())
     if twice:
         raise SettingsError(f"{where}: {twice[0]} is both set and swept; leave one out")
@@ -198,7 +200,9 @@ def _in_words(value: Any) -> Any:
     return str(value) if type(value) in (int, float) else value
 
 
-def _check_settings(where: str, told: Any, besides: tuple[str, ...] = ()) -> None:
+def _check_settings(
+    where: str, told: Any, besides: tuple[str, ...] = (), refused: tuple[str, ...] = ()
+) -> None:
     """Raises SettingsError for what is no setting of a trial, or not to be said here."""
     if not isinstance(told, Mapping):
         raise SettingsError(f"{where} must be names with values, not {told!r}")
@@ -212,6 +216,10 @@ def _check_settings(where: str, told: Any, besides: tuple[str, ...] = ()) -> Non
             raise SettingsError(f"{where}: {key} is the sweep's to say, once for all methods")
         if key in NOT_FOR_TRIALS:
             raise SettingsError(f"{where}: {key} is not for a trial; leave it out")
+        if key in refused:
+            raise SettingsError(
+                f"{where}: {key} is for data to say: methods are compared on the same text"
+            )
 
 
 def _sizes(where: str, told: Any) -> list[int]:

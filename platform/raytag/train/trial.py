@@ -21,6 +21,7 @@ from ray import tune
 from raytag.errors import RaytagError
 from raytag.model.adapter import Parent
 from raytag.model.base import Base
+from raytag.placement import hide_gpus_not_given
 from raytag.report.comparison import Evaluation, TrialRecord
 from raytag.text.bootstrap import counts
 from raytag.text.spans import Entity
@@ -81,6 +82,7 @@ class Slot(tune.Trainable):
     ) -> None:
         self._assignments = assignments
         self._looked_at: set[str] = set()
+        hide_gpus_not_given()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self._device.type == "cuda":
             torch.cuda.set_device(0)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +34,14 @@ _ENVIRONMENT = {
     # The newer output says what it is about to do however quiet it is told to be.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a trial left no record."""
+
+    reason: str
+    is_bug: bool
 
 
 class Agenda:
@@ -82,7 +91,7 @@ class Agenda:
         return {run: self.records[run] for run in self._search[cell] if run in self.records}
 
     def _repetitions(self, cell: Cell) -> list[str]:
-        """The trials at the cell's best point with other seeds that have no record yet."""
+        """The trials at the cell's best point with other seeds that have not finished yet."""
         searched = self.searched(cell)
         best = best_of(searched.values())
         if best is None:
@@ -94,13 +103,14 @@ class Agenda:
             if trial.cell == cell
             and trial.point == point
             and trial.seed != self._first_seed
-            and run not in self.records
+            # One that was stopped may be so when its seed was the first.
+            and (run not in self.records or self.records[run].state == "stopped")
         ]
 
 
 def run_trials(
     settings: SweepSettings, seat: Seat, assignments: Mapping[str, Assignment], agenda: Agenda
-) -> dict[str, str]:
+) -> dict[str, Failure]:
     """Run what the agenda holds, to its end; why trials failed, by their fingerprints.
 
     Each record is written below the output as soon as its trial ends.
@@ -215,7 +225,7 @@ class _Follower(tune.Callback):
     def __init__(
         self, output: str, trials: Mapping[str, Trial], agenda: Agenda, table: FleetTable
     ) -> None:
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, Failure] = {}
         self._output = output
         self._trials = trials
         self._agenda = agenda
@@ -230,7 +240,7 @@ class _Follower(tune.Callback):
         run, name = trial.config["run"], self._name(trial)
         if "failure" in result:
             print(result.get("trace", ""), file=sys.stderr, end="", flush=True)
-            self._fail(trial, result["failure"])
+            self._fail(trial, Failure(result["failure"], is_bug="trace" in result))
             return
         text = result.pop("record")
         self._table.step(name, result["step"], result["total_steps"], result["dev_f1"])
@@ -241,11 +251,12 @@ class _Follower(tune.Callback):
             self._table.show(name, record.state, f1=record.peak.f1)
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **_: Any) -> None:
-        self._fail(trial, "its process died; is memory short?")
+        print(trial.get_error() or "", file=sys.stderr, flush=True)
+        self._fail(trial, Failure("its process died; is memory short?", is_bug=False))
 
-    def _fail(self, trial: Any, reason: str) -> None:
-        self.failed[trial.config["run"]] = reason
-        self._table.show(self._name(trial), "failed", said=reason)
+    def _fail(self, trial: Any, failure: Failure) -> None:
+        self.failed[trial.config["run"]] = failure
+        self._table.show(self._name(trial), "failed", said=failure.reason)
 
     def _name(self, trial: Any) -> str:
         return self._trials[trial.config["run"]].name
