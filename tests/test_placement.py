@@ -45,24 +45,6 @@ def l4(bare: LocalCluster) -> Iterator[str]:
         yield node
 
 
-def test_a_process_sees_no_gpu_but_those_it_was_given(bare: LocalCluster, l4: str) -> None:
-    code = """
-import os, ray
-from raytag.placement import hide_gpus_not_given
-
-def seen():
-    hide_gpus_not_given()
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
-
-ray.init(log_to_driver=False)
-tasks = [ray.remote(num_cpus=1, num_gpus=gpus)(seen) for gpus in (0, 1)]
-print("seen", *map(repr, ray.get([task.remote() for task in tasks])))
-"""
-    with running(bare, "-c", code) as process:
-        said, _ = process.communicate(timeout=120)
-    assert "seen '' '0'" in said or "seen '' '1'" in said
-
-
 @contextmanager
 def running(cluster: LocalCluster, *command: str) -> "Iterator[subprocess.Popen[str]]":
     """A driver of the cluster in a process of its own."""
@@ -184,6 +166,24 @@ def test_what_can_and_what_cannot_be_had(bare: LocalCluster, h100: str, l4: str)
     assert len(said) == len(expected)
     for line, wanted in zip(said, expected.values(), strict=True):
         assert line.startswith(wanted), line
+
+
+def test_a_process_sees_no_gpu_but_those_it_was_given(bare: LocalCluster, l4: str) -> None:
+    code = """
+import os, ray
+from raytag.placement import hide_gpus_not_given
+
+def seen():
+    hide_gpus_not_given()
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+ray.init(log_to_driver=False)
+tasks = [ray.remote(num_cpus=1, num_gpus=gpus)(seen) for gpus in (0, 1)]
+print("seen", *map(repr, ray.get([task.remote() for task in tasks])))
+"""
+    with running(bare, "-c", code) as process:
+        said, _ = process.communicate(timeout=120)
+    assert "seen '' '0'" in said or "seen '' '1'" in said
 
 
 def test_a_kind_of_gpu_is_not_asked_for_on_cpus() -> None:

@@ -263,11 +263,12 @@ def test_mlflow_that_is_not_there_is_said_before_training(
 def test_a_dry_run_says_what_it_needs_and_leaves_nothing(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
-    flags = ["--config", "jobs/sample.yaml", "--output", str(tmp_path / "run"), "--dry-run", "true"]
+    flags = [f"--{part}=sample/news/{part}.jsonl" for part in ("train", "dev", "test")]
+    flags += ["--base", "sample/base", "--output", str(tmp_path / "run"), "--dry-run", "true"]
     done = _job(cluster, *flags, "--auto", "true")
     assert done.returncode == 0, done.stderr
     assert "auto: " in done.stdout
-    assert "(for 300 examples and 3 million weights)" in done.stdout
+    assert "(for 300 examples, 3 million weights and the tag head)" in done.stdout
     assert "GiB  in all, for each worker" in done.stdout
     assert not (tmp_path / "run").exists()
 
