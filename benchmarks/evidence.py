@@ -19,7 +19,7 @@ s: 40 for ten epochs, 60 for ten evaluations on 400 sentences, the rest to load 
     minilm-200     each method searched, the best repeated: 240 trials, 93 ended by ASHA; 3 hours
     why            what LoRA+ changes, on the first set: 69 trials; an hour
     fixed-200      one setting for all sets, without a search: 75 trials; an hour
-    minilm-500     as minilm-200, with fewer epochs and the rates that were best there; 1.5 hours
+    minilm-500     as minilm-200, with fewer epochs and the rates that were best there; 3 hours
     sample-...     the sample's base and corpora, with either head
 """
 

@@ -14,7 +14,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
     [
         ("sizing.py", "operations.md", 10),
         ("scaling.py", "scaling.md", 44),
-        ("evidence.py", "evidence.md", 77),
+        ("evidence.py", "evidence.md", 81),
     ],
 )
 def test_the_page_says_what_the_arithmetic_says(program: str, page: str, count: int) -> None:
