@@ -38,6 +38,7 @@ from raytag.client import (
     Request,
     Send,
     ServiceError,
+    Steps,
 )
 from raytag.errors import DataError, RaytagError, SettingsError
 from raytag.spare import Spare
@@ -712,17 +713,23 @@ def test_a_pause_is_as_long_as_asked_for_and_a_little_more() -> None:
         steps.send(Reply(200, {}, b""))
 
 
-def test_where_the_second_try_fails_a_third_takes_its_place_beside_the_first() -> None:
-    now = 0.0
-    steps = Patience(3, 10, 0.25).ask(Request("GET", "/"), 10, Spare(0.1, 1), lambda: now)
+def two_under_way(clock: list[float]) -> Steps:
+    """A call of 10 seconds whose second try has begun, at 5; ``clock`` holds what time it is."""
+    steps = Patience(3, 10, 0.25).ask(Request("GET", "/"), 10, Spare(0.1, 1), lambda: clock[0])
     next(steps)
-    now = 5.0
+    clock[0] = 5.0
     second = steps.send(None)
     assert isinstance(second, Send)
     assert second.anew
+    return steps
+
+
+def test_where_the_second_try_fails_a_third_takes_its_place_beside_the_first() -> None:
+    clock = [0.0]
+    steps = two_under_way(clock)
     pause = steps.send(Reply(503, {"retry-after": "1"}, b""))
     assert isinstance(pause, Pause)
-    now += pause.seconds
+    clock[0] += pause.seconds
     third = steps.send(None)
     assert isinstance(third, Send)
     assert third.anew
@@ -733,14 +740,10 @@ def test_where_the_second_try_fails_a_third_takes_its_place_beside_the_first() -
 
 
 def test_a_pause_asked_for_holds_where_the_other_try_is_lost_meanwhile() -> None:
-    now = 0.0
-    steps = Patience(3, 10, 0.25).ask(Request("GET", "/"), 10, Spare(0.1, 1), lambda: now)
-    next(steps)
-    now = 5.0
-    second = steps.send(None)
-    assert isinstance(second, Send)
+    clock = [0.0]
+    steps = two_under_way(clock)
     steps.send(Reply(503, {"retry-after": "3"}, b""))
-    now = 6.0
+    clock[0] = 6.0
     pause = steps.send(Lost("reset"))
     assert isinstance(pause, Pause)
     assert 2 <= pause.seconds <= 2.5

@@ -197,7 +197,7 @@ class FinetuneSettings:
                 "--instruction is for --head generate; the tag head has no prompt",
             ),
             (
-                self.head == "generate" and self.head_lr != 1e-3,
+                self.head == "generate" and self.head_lr != type(self).head_lr,
                 "--head-lr is for --head tag; the generate head has no layer of its own",
             ),
         ]

@@ -30,12 +30,12 @@ from raytag.train.memory import GIB
 from raytag.train.preflight import base_fingerprint, preflight
 from raytag.train.publish import versions
 from raytag.train.settings import FinetuneSettings
-from raytag.train.sweep_settings import SweepSettings, Trial, read_trials
+from raytag.train.sweep_settings import OF_DATA, SweepSettings, Trial, read_trials
 from raytag.train.trial import Assignment, Trainer, train_adapter
 from raytag.train.tuning import Agenda, Failure, run_trials
 from raytag.train.worker import judged
 
-_READ = ("train", "dev", "test", "format", "on_bad", "overlaps", "examples", "k_shot", "seed")
+_READ = (*OF_DATA, "examples", "k_shot", "seed")
 """Settings that say what is read and drawn."""
 _HELD = (
     *("base", "revision", "head", "load_in", "zero", "offload", "rank", "targets"),
